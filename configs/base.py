@@ -1,0 +1,66 @@
+"""Every key of a run, with its default: the paper's 758M/262M text model and settings.
+
+An experiment imports this, changes what differs and nothing else. Any key can be set on the
+command line: `--config.optimizer.learning_rate=3e-4`.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from megabyte_jax.models.config import MegabyteConfig
+from megabyte_jax.models.presets import paper_model
+
+
+def model(config: MegabyteConfig) -> ConfigDict:
+    """The keys below `config.model`: the fields of `MegabyteConfig`, documented there."""
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def get_config() -> ConfigDict:
+    """Returns the default config."""
+    config = ConfigDict()
+    config.seed = 0  # of initial weights, dropout, order of the data and samples
+    config.model = model(paper_model("758m_262m"))
+
+    config.data = ConfigDict()
+    config.data.source = "stdlib"  # or a file, a directory or a glob; .gz, .xz, .zst too
+    config.data.split = ConfigDict()
+    config.data.split.by = "document"  # by hash of the name; or bytes (in order); or folder
+    config.data.split.valid_size = 0.05  # a fraction; from 1 on, by bytes, a number of bytes
+    config.data.split.test_size = 0.05
+
+    config.train = ConfigDict()
+    config.train.batch_size = 48  # sequences of model.seq_len bytes per update, over all hosts
+    config.train.grad_accumulation = 1  # parts of a batch computed one after another
+    config.train.num_bytes = 80_000_000_000  # budget in bytes; 0 if given in updates
+    config.train.num_steps = 0  # budget in updates; 0 if given in bytes
+
+    config.optimizer = ConfigDict()  # AdamW behind a clip of the global norm
+    config.optimizer.learning_rate = 2e-4  # at its peak
+    config.optimizer.schedule = "linear"  # after the warm-up; or cosine, constant
+    config.optimizer.end_fraction = 0.0  # of the peak, left at the end
+    config.optimizer.warmup_steps = 500  # in updates; 0 if given in bytes
+    config.optimizer.warmup_bytes = 0
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.98
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.clip_norm = 1.0
+
+    # Intervals are in updates; 0 means never, except at the end of the run.
+    config.log_interval = 10
+    config.eval = ConfigDict()  # in training, on the validation split
+    config.eval.interval = 1000
+    config.eval.batch_size = 48
+    config.eval.num_bytes = 4_000_000  # at most; 0 for the whole split
+    config.sample = ConfigDict()
+    config.sample.interval = 1000
+    config.sample.prompt = ""
+    config.sample.num_bytes = 256
+    config.sample.temperature = 1.0
+    config.checkpoint = ConfigDict()
+    config.checkpoint.interval = 1000
+    config.checkpoint.keep = 2  # newest ones
+    config.checkpoint.keep_interval = 0  # updates between the ones kept for good
+    return config

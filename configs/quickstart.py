@@ -1,0 +1,39 @@
+"""Learns the source code of Python's standard library in about three minutes on two CPU cores.
+
+train.py --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = base.get_config()
+    block: dict[str, Any] = {"norm": "rmsnorm", "activation": "relu2", "bias": False, "rope": True}
+    config.model = base.model(
+        MegabyteConfig(
+            seq_len=512,
+            patch_size=8,
+            global_model=TransformerConfig(
+                dim=256, num_layers=4, num_heads=4, scan_unroll=4, **block
+            ),
+            local_model=TransformerConfig(
+                dim=128, num_layers=2, num_heads=4, scan_unroll=2, **block
+            ),
+            byte_positions=False,
+            init="unit",
+            dtype="float32",
+        )
+    )
+    config.train.update(batch_size=4, num_bytes=1_200_000)
+    config.optimizer.update(learning_rate=4e-3, schedule="cosine", warmup_steps=30)
+    config.log_interval = 50
+    config.eval.update(interval=0, batch_size=32, num_bytes=100_000)
+    config.sample.update(interval=0, prompt="def ", temperature=0.8)
+    config.checkpoint.interval = 200
+    return config

@@ -1,0 +1,114 @@
+"""Checkpoints of a run in its work directory, through Orbax."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from megabyte_jax.errors import CheckpointError, UserError
+from megabyte_jax.training import TrainState
+
+
+def open_manager(workdir: Path, checkpoint: Any) -> ocp.CheckpointManager:
+    """Opens the checkpoints of a run to read and write; saves are asynchronous.
+
+    Args:
+        workdir: the work directory.
+        checkpoint: `config.checkpoint`, which says how many are kept.
+    """
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=checkpoint.keep,
+        keep_period=checkpoint.keep_interval or None,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
+
+
+def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
+    """Starts saving a state under its step; the state may be donated as soon as this returns.
+
+    Args:
+        manager: of the run.
+        state: after an update.
+    """
+    items = {
+        "params": ocp.args.StandardSave(state.params),
+        "opt_state": ocp.args.StandardSave(state.opt_state),
+    }
+    manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+
+def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
+    """Restores the newest state that can be read.
+
+    Args:
+        manager: of the run.
+        like: a state of the same shapes and types.
+
+    Returns:
+        The state, or None if the run has no checkpoint.
+
+    Raises:
+        CheckpointError: none of the checkpoints there are can be read.
+    """
+    if not manager.all_steps():
+        return None
+    step, items = _restore_newest(manager, {"params": like.params, "opt_state": like.opt_state})
+    return TrainState(jax.numpy.int32(step), items["params"], items["opt_state"])
+
+
+def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
+    """Restores the parameters alone, as evaluation and generation need them.
+
+    Args:
+        workdir: of the run.
+        like: parameters, or their shapes and types.
+        step: which checkpoint; None for the newest that can be read.
+
+    Returns:
+        The checkpoint's step and the parameters.
+
+    Raises:
+        UserError: the run has no such checkpoint.
+        CheckpointError: none of the checkpoints can be read.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"--workdir={workdir}: has no checkpoint yet; accepted is a trained run")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
+        steps = manager.all_steps()
+        if not steps or (step is not None and step not in steps):
+            raise UserError(
+                f"--workdir={workdir}: has no checkpoint{'' if step is None else f' {step}'}; "
+                f"there are {sorted(steps) or 'none'}"
+            )
+        found, items = _restore_newest(manager, {"params": like}, step)
+    return found, items["params"]
+
+
+def _restore_newest(
+    manager: ocp.CheckpointManager, like: dict[str, Any], only: int | None = None
+) -> tuple[int, dict[str, Any]]:
+    target = jax.tree.map(_on_this_device, like)
+    args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in target.items()})
+    steps = [only] if only is not None else sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            restored = manager.restore(step, args=args)
+        # Orbax raises many types, the bare Exception among them, on a damaged checkpoint.
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            print(f"checkpoint {step} cannot be read, trying an older: {reason}", file=sys.stderr)
+        else:
+            return step, {name: restored[name] for name in like}
+    raise CheckpointError(f"{manager.directory}: none of the checkpoints {steps} can be read")
+
+
+def _on_this_device(x: Any) -> jax.ShapeDtypeStruct:
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)

@@ -1,0 +1,76 @@
+"""What train.py, eval.py and generate.py share: flags, and mistakes told in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from megabyte_jax.errors import RunError, UserError
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Parses the flags and runs an entry point, then exits.
+
+    A `RunError` is one line on stderr and its exit status; so is an interrupt from the keyboard.
+
+    Args:
+        main: the entry point; returns an exit status or None for 0.
+    """
+
+    def guarded(argv: Sequence[str]) -> int | None:
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.ERROR)  # Orbax logs thirty lines per checkpoint
+        try:
+            if argv[1:]:
+                raise UserError(f"{argv[1]!r}: accepted are only flags, as --help lists them")
+            return main()
+        except RunError as error:
+            _fail(error, error.exit_status)
+        except KeyboardInterrupt:
+            _fail("interrupted", 130)
+        except BrokenPipeError:
+            # Nobody reads on; flushing at exit must not fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+
+    app.run(guarded, flags_parser=_parse)
+
+
+def require_writable(name: str, path: Path) -> None:
+    """Checks that a file can be written, before the work that it is for; makes its directory.
+
+    Args:
+        name: of the flag.
+        path: of the file, which is not touched.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        ok = os.access(path if path.exists() else path.parent, os.W_OK) and not path.is_dir()
+    except OSError:
+        ok = False
+    if not ok:
+        raise UserError(f"--{name}={path}: accepted is a file that can be written")
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    # config_flags lets through whatever the config file or a lookup of its keys raises.
+    except (flags.Error, UserError, LookupError, AttributeError, TypeError, ValueError) as error:
+        _fail(error)
+    except (OSError, ImportError, SyntaxError) as error:
+        _fail(f"--config: {error}")
+
+
+def _fail(error: object, exit_status: int = 2) -> NoReturn:
+    text = " ".join(str(error).split())
+    print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr)
+    sys.exit(exit_status)

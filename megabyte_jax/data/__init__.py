@@ -1,0 +1,1 @@
+"""Documents of bytes, and the windows of them that a batch holds."""

@@ -1,0 +1,97 @@
+"""Which documents, or parts of documents, are for training, validation and test."""
+
+import hashlib
+import os
+from dataclasses import replace
+
+from megabyte_jax.data.corpus import Corpus, Document
+from megabyte_jax.errors import UserError
+
+_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+
+
+def split_corpus(
+    corpus: Corpus, split: str, *, by: str, valid_size: float, test_size: float
+) -> Corpus:
+    """Returns the documents, or the parts of documents, that belong to one split.
+
+    Args:
+        corpus: What to split.
+        split: Which part to return. The three are disjoint.
+        by: `document`: a hash of its name places a document, whatever the others are; the sizes are
+            expected fractions of the documents. `bytes`: the concatenated documents are cut into
+            train, valid and test, in this order; empty documents go to none. `folder`: the
+            sub-folders train, valid (or validation, val) and test decide and the sizes play no
+            part; other documents go to none.
+        valid_size: A fraction below 1 or, by bytes, a whole number of bytes.
+        test_size: The same for the test split.
+
+    Raises:
+        UserError: A size is out of range or the split holds no byte.
+    """
+    sizes = {"data.split.valid_size": valid_size, "data.split.test_size": test_size}
+    if by == "document":
+        documents = _split_by_document(corpus, split, sizes)
+        hint = "another data.split.{}_size or data.split.by=bytes"
+    elif by == "bytes":
+        documents = _split_by_bytes(corpus, split, sizes)
+        hint = "another data.split.{}_size"
+    elif by == "folder":
+        documents = [d for d in corpus if d.name.split("/")[0] in _FOLDERS[split]]
+        hint = f"files in a sub-folder {' or '.join(_FOLDERS[split])}, or another data.split.by"
+    else:
+        raise UserError(f"data.split.by={by!r}: unknown; accepted: document, bytes, folder")
+    if not any(map(len, documents)):
+        sized = "valid" if split == "train" else split
+        raise UserError(
+            f"data.split.by={by!r}: the {split} split of {corpus.name!r} is empty; "
+            f"accepted: {hint.format(sized)}"
+        )
+    return Corpus(corpus.name, tuple(documents))
+
+
+def _split_by_document(corpus: Corpus, split: str, sizes: dict[str, float]) -> list[Document]:
+    for option, size in sizes.items():
+        if not 0 <= size < 1:
+            raise UserError(
+                f"{option}={size}: accepted: a fraction of the documents, 0 <= size < 1"
+            )
+    valid, test = sizes.values()
+    if valid + test >= 1:
+        raise UserError(
+            f"data.split.valid_size={valid} and data.split.test_size={test}: nothing is left to "
+            "train on; accepted: fractions whose sum is below 1"
+        )
+
+    def place(document: Document) -> str:
+        digest = hashlib.blake2b(os.fsencode(document.name), digest_size=8).digest()
+        position = int.from_bytes(digest, "big") / 2**64
+        return "test" if position < test else "valid" if position < test + valid else "train"
+
+    return [document for document in corpus if place(document) == split]
+
+
+def _split_by_bytes(corpus: Corpus, split: str, sizes: dict[str, float]) -> list[Document]:
+    total = corpus.num_bytes
+    for option, size in sizes.items():
+        if not (0 <= size < 1 or size >= 1 and float(size).is_integer()):
+            raise UserError(
+                f"{option}={size}: accepted: a fraction, 0 <= size < 1, or a whole number of bytes"
+            )
+    valid, test = (round(size * total) if size < 1 else int(size) for size in sizes.values())
+    train = total - valid - test
+    if train <= 0:
+        raise UserError(
+            f"data.split.valid_size={sizes['data.split.valid_size']} and data.split.test_size="
+            f"{sizes['data.split.test_size']}: nothing is left to train on; "
+            f"accepted: sizes whose sum is below the {total} bytes of {corpus.name!r}"
+        )
+    cuts = {"train": (0, train), "valid": (train, train + valid), "test": (train + valid, total)}
+    low, high = cuts[split]
+    parts = []
+    for document, offset in zip(corpus, corpus.offsets[:-1].tolist(), strict=True):
+        start = document.start + max(low - offset, 0)
+        stop = min(document.stop, document.start + high - offset)
+        if start < stop:
+            parts.append(replace(document, start=start, stop=stop))
+    return parts

@@ -1,0 +1,189 @@
+"""Which bytes a batch holds: shuffled windows to train on, every byte once to evaluate.
+
+Letters: B batch, T bytes of a window, N windows.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabyte_jax.data.corpus import Corpus
+from megabyte_jax.errors import UserError
+
+Batch = TypeVar("Batch")
+
+
+def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
+    """Sends each index to its place in a pseudo-random order of [0, n), storing no table.
+
+    A Feistel network on pairs of [0, a) x [0, b), the smallest near-square rectangle that holds n
+    (Black and Rogaway 2002). The few results beyond n go through it again until they fall inside.
+
+    Args:
+        index: int64[...] in [0, n).
+        n: How many there are, 1 <= n < 2**62.
+        key: Which order, 0 <= key < 2**64.
+
+    Returns:
+        int64 of the shape of `index`; a bijection of [0, n) for every n and key.
+    """
+    a = math.isqrt(n - 1) + 1
+    b = -(-n // a)
+    keys = _mix(np.uint64(key) + np.arange(1, 7, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    result = index.astype(np.uint64)
+    outside = np.ones(result.shape, bool)
+    while outside.any():
+        left, right = np.divmod(result[outside], np.uint64(b))
+        for left_key, right_key in keys.reshape(3, 2):
+            # Half of the range of the mixed bits, because a sum that wraps would not be invertible.
+            left = (left + (_mix(right ^ left_key) >> np.uint64(1))) % a
+            right = (right + (_mix(left ^ right_key) >> np.uint64(1))) % b
+        result[outside] = left * b + right
+        outside = result >= n
+    return result.astype(np.int64)
+
+
+def _mix(z: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The finaliser of splitmix64."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@dataclass(frozen=True, eq=False)
+class TrainWindows:
+    """Windows of the documents packed into one circular stream, in an order drawn per epoch.
+
+    An epoch visits `num_windows` disjoint windows, each once, from an offset of its own, so that
+    windows begin elsewhere in every epoch and no byte is always left out. Nothing is stored: a
+    batch is a function of the seed and the step.
+
+    Attributes:
+        corpus: The documents, concatenated without a separator.
+        seq_len: T, bytes of a window.
+        batch_size: B, windows of a step over all hosts.
+        seed: At least 0.
+
+    Raises:
+        UserError: The corpus is shorter than one window.
+    """
+
+    corpus: Corpus
+    seq_len: int
+    batch_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Checks that there is a window."""
+        if self.corpus.num_bytes < self.seq_len:
+            raise UserError(
+                f"data.source: {self.corpus.name!r} has {self.corpus.num_bytes} bytes to train on, "
+                f"fewer than model.seq_len={self.seq_len}; accepted: more data or shorter sequences"
+            )
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of an epoch."""
+        return self.corpus.num_bytes // self.seq_len
+
+    def batch(self, step: int, host: int = 0, num_hosts: int = 1) -> NDArray[np.uint8]:
+        """Returns uint8[B / num_hosts, T], the rows of one host in the batch of a step.
+
+        Raises:
+            UserError: The hosts cannot share the batch equally.
+        """
+        if self.batch_size % num_hosts:
+            raise UserError(
+                f"train.batch_size={self.batch_size}: does not divide among {num_hosts} hosts; "
+                f"accepted: a multiple of {num_hosts}"
+            )
+        rows = self.batch_size // num_hosts
+        first = step * self.batch_size + host * rows
+        starts = self._starts(np.arange(first, first + rows, dtype=np.int64))
+        out = np.empty((rows, self.seq_len), np.uint8)
+        for row, start in zip(out, starts.tolist(), strict=True):
+            _read(self.corpus, start, row)
+        return out
+
+    def _starts(self, sample: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Returns where in the stream the windows of these samples begin."""
+        epochs, windows = np.divmod(sample, self.num_windows)
+        starts = np.empty_like(sample)
+        for epoch in np.unique(epochs).tolist():
+            # A SeedSequence gives the same bits in every version of NumPy; a Generator need not.
+            key, offset = np.random.SeedSequence((self.seed, epoch)).generate_state(2, np.uint64)
+            here = epochs == epoch
+            places = permute(windows[here], self.num_windows, int(key)) * self.seq_len
+            starts[here] = (places + int(offset) % self.corpus.num_bytes) % self.corpus.num_bytes
+        return starts
+
+
+def _read(corpus: Corpus, start: int, out: NDArray[np.uint8]) -> None:
+    """Fills `out` with the bytes from `start` of the circular stream."""
+    filled = 0
+    while filled < len(out):
+        position = (start + filled) % corpus.num_bytes
+        # The last document that begins here or before: never an empty one.
+        number = int(np.searchsorted(corpus.offsets, position, side="right")) - 1
+        piece = corpus.documents[number].data[position - int(corpus.offsets[number]) :]
+        piece = piece[: len(out) - filled]
+        out[filled : filled + len(piece)] = piece
+        filled += len(piece)
+
+
+def eval_windows(corpus: Corpus, seq_len: int) -> NDArray[np.int64]:
+    """Returns int64[N, 3]: document, start in it, length, of windows that hold each byte once.
+
+    Each document is cut from its own start into windows of `seq_len` bytes, the last of which may
+    be shorter; an empty document gives none.
+    """
+    sizes = np.diff(corpus.offsets)
+    counts = -(-sizes // seq_len)
+    document = np.repeat(np.arange(len(corpus)), counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start = (np.arange(len(document)) - first) * seq_len
+    return np.stack([document, start, np.minimum(sizes[document] - start, seq_len)], axis=1)
+
+
+def eval_batches(
+    corpus: Corpus, table: NDArray[np.int64], batch_size: int, seq_len: int
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]]:
+    """Yields the windows of a table from `eval_windows`, in its order.
+
+    Yields:
+        The bytes uint8[B, T], zero past the end of a window; the lengths int32[B]; the documents
+        int32[B]. Rows that fill up the last batch have length 0 and document 0.
+    """
+    for first in range(0, len(table), batch_size):
+        x = np.zeros((batch_size, seq_len), np.uint8)
+        lengths = np.zeros(batch_size, np.int32)
+        documents = np.zeros(batch_size, np.int32)
+        for row, window in enumerate(table[first : first + batch_size].tolist()):
+            documents[row], start, lengths[row] = window
+            data = corpus.documents[documents[row]].data
+            x[row, : lengths[row]] = data[start : start + lengths[row]]
+        yield x, lengths, documents
+
+
+def prefetch(fn: Callable[[int], Batch], start: int, stop: int) -> Generator[Batch, None, None]:
+    """Yields fn(start), ..., fn(stop - 1), computed up to two ahead in one background thread.
+
+    What `fn` raises is raised here, at its turn. The thread ends with the iterator.
+    """
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    try:
+        steps = iter(range(start, stop))
+        ahead = deque(pool.submit(fn, step) for step in islice(steps, 2))
+        while ahead:
+            future = ahead.popleft()
+            ahead.extend(pool.submit(fn, step) for step in islice(steps, 1))
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,29 @@
+"""The errors that a run reports in one line, each with an exit status of its own."""
+
+
+class RunError(Exception):
+    """Something a run cannot go on with; entry points print it on stderr and exit.
+
+    Attributes:
+        exit_status: of the process.
+    """
+
+    exit_status = 1
+
+
+class UserError(RunError, ValueError):
+    """A mistake in what the user gave: names the option, its value and what is accepted."""
+
+    exit_status = 2
+
+
+class CheckpointError(RunError):
+    """There are checkpoints and none of them can be read: never a fresh start."""
+
+    exit_status = 4
+
+
+class NonFiniteError(RunError):
+    """The loss or the gradients are not finite; the last checkpoint was saved before that."""
+
+    exit_status = 6

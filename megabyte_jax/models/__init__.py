@@ -1,0 +1,1 @@
+"""The models: configs, blocks, and MEGABYTE itself."""

@@ -1,0 +1,118 @@
+"""Causal attention inside groups of positions, and the choice of how it is computed.
+
+The global model is one group of K patches; the local model is K groups of P bytes, each of which
+may also see the last r positions of the group before it (cross-patch attention, section 2.3.2).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+# Scores of one group larger than this are never held whole: 2048 x 2048.
+_MAX_SCORES = 2**22
+_QUERY_BLOCK = 256
+
+
+def rope(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary position embedding (Su et al., 2021), base 10,000, halves rotated together.
+
+    Args:
+        x: [..., T, H, d] queries or keys.
+        positions: int [T], the position of each; only differences matter to attention.
+
+    Returns:
+        [..., T, H, d] in the dtype of x.
+    """
+    half = x.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    angles = jnp.outer(positions, frequencies)[:, None]  # [T, 1, d / 2]
+    shape = (1,) * (x.ndim - 3) + angles.shape
+    sin, cos = jnp.sin(angles).reshape(shape), jnp.cos(angles).reshape(shape)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def with_previous(x: jax.Array, previous: int) -> jax.Array:
+    """Puts the last positions of each group before those of the next group.
+
+    Args:
+        x: [B, G, T, ...] groups of T positions.
+        previous: how many positions r; group 0 gets zeros, which `attention` masks.
+
+    Returns:
+        [B, G, r + T, ...].
+    """
+    if not previous:
+        return x
+    last = x[:, :-1, -previous:]
+    padding = [(0, 0), (1, 0)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.concatenate([jnp.pad(last, padding), x], axis=2)
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
+) -> jax.Array:
+    """Softmax attention, causal inside each group, with r = S - T positions of the group before.
+
+    Query t of a group sees its keys up to t + r; in group 0 the first r keys do not exist. The
+    softmax is in float32. Groups whose scores would not fit are computed in blocks of queries,
+    recomputed in the backward pass, so that memory grows with S and not with T * S.
+
+    Args:
+        q: [B, G, T, H, d] queries.
+        k: [B, G, S, N, d] keys of N <= H heads (each shared by H / N query heads).
+        v: [B, G, S, N, d] values.
+        dropout: probability of dropping an attention weight; needs `key`.
+        key: randomness of the dropout; None turns it off.
+
+    Returns:
+        [B, G, T, H, d] in the dtype of q.
+    """
+    T, S = q.shape[2], k.shape[2]
+    keep = 1.0 if key is None else 1.0 - dropout
+    if T * S <= _MAX_SCORES or T % _QUERY_BLOCK:
+        return _attend(q, k, v, jnp.arange(T), S - T, key, keep)
+
+    attend = jax.checkpoint(_attend, static_argnums=(4, 6))
+
+    def one(start: jax.Array) -> jax.Array:
+        rows = start + jnp.arange(_QUERY_BLOCK)
+        block_key = None if key is None else jax.random.fold_in(key, start)
+        part = jax.lax.dynamic_slice_in_dim(q, start, _QUERY_BLOCK, axis=2)
+        return attend(part, k, v, rows, S - T, block_key, keep)
+
+    out = jax.lax.map(one, jnp.arange(0, T, _QUERY_BLOCK))  # [T / block, B, G, block, H, d]
+    return jnp.moveaxis(out, 0, 2).reshape(q.shape)
+
+
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    rows: jax.Array,
+    previous: int,
+    key: jax.Array | None,
+    keep: float,
+) -> jax.Array:
+    """Attends from the queries at positions `rows` of their group to all keys it may see."""
+    B, G, T, H, d = q.shape
+    S, N = k.shape[2], k.shape[3]
+    q = q.reshape(B, G, T, N, H // N, d)
+    scores = jnp.einsum("bgtnhd,bgsnd->bgnhts", q, k, preferred_element_type=jnp.float32)
+    columns = jnp.arange(S)
+    mask = columns[None, :] <= rows[:, None] + previous
+    if previous:
+        exists = (columns[None, :] >= previous) | (jnp.arange(G)[:, None] > 0)  # [G, S]
+        mask = (mask[None] & exists[:, None])[:, None, None]  # [G, 1, 1, T, S]
+    mask = mask.reshape((1,) * (scores.ndim - mask.ndim) + mask.shape)
+    weights = jax.nn.softmax(jnp.where(mask, scores * d**-0.5, -jnp.inf), axis=-1)
+    if key is not None and keep < 1:
+        weights = jnp.where(jax.random.bernoulli(key, keep, weights.shape), weights / keep, 0.0)
+    out = jnp.einsum("bgnhts,bgsnd->bgtnhd", weights.astype(v.dtype), v)
+    return out.reshape(B, G, T, H, d)

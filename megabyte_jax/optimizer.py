@@ -1,0 +1,103 @@
+"""Schedules and the optimizer, from `config.optimizer` and the budget in `config.train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import optax
+
+from megabyte_jax.errors import UserError
+
+SCHEDULES = ("linear", "cosine", "constant")
+_NOT_DECAYED = ("bias", "scale", "pad")
+
+
+def num_steps(train: Any, seq_len: int) -> int:
+    """Updates in the budget of `config.train`, given in updates or in bytes.
+
+    Args:
+        train: `config.train`.
+        seq_len: T in bytes.
+
+    Returns:
+        Number of updates, rounded up.
+
+    Raises:
+        UserError: both or none of num_steps and num_bytes are set.
+    """
+    return _steps("train.num", train.num_steps, train.num_bytes, train.batch_size * seq_len)
+
+
+def _steps(name: str, steps: int, byte_count: int, bytes_per_step: int) -> int:
+    if steps and byte_count:
+        raise UserError(
+            f"{name}_bytes={byte_count}: accepted is 0 when {name}_steps={steps} is set"
+        )
+    return steps or -(-byte_count // bytes_per_step)
+
+
+def make_schedule(optimizer: Any, train: Any, seq_len: int) -> optax.Schedule:
+    """Learning rate by update: linear warm-up, then linear, cosine or no decay.
+
+    Linear to zero after 500 updates is the paper's (section A.1).
+
+    Args:
+        optimizer: `config.optimizer`.
+        train: `config.train`.
+        seq_len: T in bytes.
+
+    Returns:
+        Function of the number of updates made so far.
+
+    Raises:
+        UserError: the warm-up is given both in updates and in bytes, or outlasts the budget.
+    """
+    steps, peak = num_steps(train, seq_len), optimizer.learning_rate
+    warmup = _steps(
+        "optimizer.warmup",
+        optimizer.warmup_steps,
+        optimizer.warmup_bytes,
+        train.batch_size * seq_len,
+    )
+    if warmup >= steps:
+        raise UserError(
+            f"optimizer.warmup_steps={warmup}: accepted is less than the budget of {steps} updates"
+        )
+    end = peak * optimizer.end_fraction
+    decay = {
+        "linear": optax.linear_schedule(peak, end, steps - warmup),
+        "cosine": optax.cosine_decay_schedule(peak, steps - warmup, optimizer.end_fraction),
+        "constant": optax.constant_schedule(peak),
+    }[optimizer.schedule]
+    # From peak / (warmup + 1), so that the first update is not lost to a rate of zero.
+    rise = optax.linear_schedule(peak / (warmup + 1), peak, warmup)
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """AdamW behind a clip of the gradients' global norm.
+
+    Weights and embeddings decay; biases, normalisation scales and pads do not.
+
+    Args:
+        optimizer: `config.optimizer`.
+        schedule: learning rate by update.
+    """
+
+    def decays(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: path[-1].key not in _NOT_DECAYED, params
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(optimizer.clip_norm),
+        optax.adamw(
+            schedule,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            mask=decays,
+        ),
+    )

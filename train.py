@@ -1,0 +1,127 @@
+"""Trains a model: train.py --config=configs/NAME.py --workdir=DIR [--config.KEY=VALUE ...].
+
+Run again on the same directory it resumes, bit for bit, from the last checkpoint.
+"""
+
+import contextlib
+import os
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from megabyte_jax import cli
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of all the run makes.", required=True)
+flags.mark_flag_as_required("config")
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Trains a model from its last checkpoint, if there is one, to the end of its budget.
+
+    Args:
+        config: as `configs/base.py` declares it.
+        workdir: the work directory, made if need be.
+
+    Raises:
+        UserError: the config, the data or the directory cannot be used.
+        NonFiniteError: the loss or the gradients are no longer finite.
+        CheckpointError: there are checkpoints and none can be read.
+    """
+    # Here and not above, so that --help does not wait for JAX.
+    import jax
+
+    from megabyte_jax import checkpoint, evaluation, flops, generation, run_config
+    from megabyte_jax.data import corpus, splits, windows
+    from megabyte_jax.metrics import Reporter
+    from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
+    from megabyte_jax.training import init_state, make_train_step
+
+    model = run_config.validate(config)
+    steps = num_steps(config.train, model.seq_len)
+    schedule = make_schedule(config.optimizer, config.train, model.seq_len)
+    documents = corpus.open_corpus(config.data.source)
+    valid = splits.split_corpus(documents, "valid", **config.data.split)
+    sampler = windows.TrainWindows(
+        splits.split_corpus(documents, "train", **config.data.split),
+        model.seq_len,
+        config.train.batch_size,
+        config.seed,
+    )
+    directory = run_config.open_workdir(workdir, config)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    state = init_state(model, optimizer, config.seed)
+
+    def due(interval: int) -> bool:
+        return step == steps or (interval > 0 and step % interval == 0)
+
+    with contextlib.ExitStack() as stack:
+        manager = stack.enter_context(checkpoint.open_manager(directory, config.checkpoint))
+        state = checkpoint.restore_state(manager, state) or state
+        start = int(state.step)
+        reporter = stack.enter_context(
+            Reporter(
+                directory,
+                start=start,
+                num_steps=steps,
+                bytes_per_step=config.train.batch_size * model.seq_len,
+                log_interval=config.log_interval,
+                peak=flops.matmul_rate(model.dtype) / flops.train_flops_per_byte(model),
+            )
+        )
+        size = sum(x.size for x in jax.tree.leaves(state.params))
+        reporter.say(
+            f"{size:,} parameters; {sampler.corpus.num_bytes:,} bytes of {documents.name} to train "
+            f"on; updates {start} to {steps} on {jax.devices()[0].device_kind}"
+        )
+        if start >= steps:
+            return
+        update = make_train_step(
+            model, optimizer, schedule, config.seed, config.train.grad_accumulation
+        )
+        with reporter.paused("compiling the update"):
+            update = update.lower(state, sampler.batch(start)).compile()
+
+        previous = None
+        for step, batch in enumerate(windows.prefetch(sampler.batch, start, steps), start + 1):
+            state, metrics = update(state, batch)
+            if previous:  # waits for the update before this one, which runs meanwhile
+                reporter.update(*previous)
+            previous = step, metrics
+            if not any(
+                due(part.interval) for part in (config.eval, config.sample, config.checkpoint)
+            ):
+                continue
+            reporter.update(*previous)  # before a save, which must not hold a non-finite state
+            previous = None
+            if due(config.eval.interval):
+                with reporter.paused("evaluating"):
+                    result = evaluation.evaluate(
+                        model, state.params, valid, config.eval.batch_size, config.eval.num_bytes
+                    )
+                reporter.evaluation(step, result.bits_per_byte, result.bytes)
+            if due(config.sample.interval):
+                with reporter.paused("sampling"):
+                    prompt = os.fsencode(config.sample.prompt)
+                    sample = generation.stream(
+                        model,
+                        state.params,
+                        prompt,
+                        config.sample.num_bytes,
+                        temperature=config.sample.temperature,
+                        seed=config.seed,
+                    )
+                    reporter.sample(step, prompt + bytes(sample))
+            if due(config.checkpoint.interval):
+                checkpoint.save(manager, state)
+        with reporter.paused("saving"):
+            manager.wait_until_finished()
+
+
+def main() -> None:
+    """Trains as the flags say."""
+    train(CONFIG.value, WORKDIR.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)
