@@ -8,7 +8,7 @@ The file is not downloaded; its sha256 is
 
 from ml_collections import ConfigDict
 
-from configs import base, quickstart
+from configs import quickstart
 
 
 def get_config() -> ConfigDict:

@@ -133,7 +133,10 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
         _require_same_model(path, load(workdir), config)
     elif path.is_dir() and (path / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds checkpoints but no config.json")
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    fields = config.to_dict()
+    if fields["data"]["source"] != "stdlib":  # eval.py may be started elsewhere
+        fields["data"]["source"] = os.path.abspath(os.path.expanduser(fields["data"]["source"]))
+    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     part = path / "config.json.part"
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+import pytest
+
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 
 # A shell that names another backend keeps it, so that the same tests can run on an accelerator.
@@ -21,3 +23,26 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Shapes that broadcast by accident are how a wrong model trains without complaint.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Forty documents of text, 0 to 290 bytes long."""
+    directory = tmp_path_factory.mktemp("text")
+    words = "the a of megabyte patch global local byte\n été ∑ model".split(" ")
+    for i in range(40):
+        text = " ".join(words[(i * j) % len(words)] for j in range(i * 7 % 50))
+        (directory / f"{i:02}.txt").write_text(text, encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    text_dir: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """The work directory of a tiny run that nothing interrupted; not to be changed."""
+    from tests import runs
+
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    runs.train(runs.tiny_config(text_dir), workdir)
+    return workdir

@@ -62,10 +62,10 @@ def assert_equals_the_reference(config, x, seed=0):
 
 @pytest.mark.parametrize("switches", SWITCHES.values(), ids=SWITCHES)
 def test_every_switch_equals_the_equations(switches):
-    assert_equals_the_reference(tiny(**switches), random_bytes(3, 12))
+    assert_equals_the_reference(tiny(**switches), random_bytes(2, 12))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(4))
 def test_random_switches_equal_the_equations(seed):
     config = tiny(**random_switches(seed))
     assert_equals_the_reference(config, random_bytes(2, 12, seed=seed), seed)
@@ -89,7 +89,7 @@ def what_changes(config, params):
     rows = []
     for t in range(config.seq_len):
         other = x.copy()
-        other[0, t] += 101
+        other[0, t] ^= 101
         rows.append(np.any(np.asarray(run(config, params, other) != before), axis=(0, 2)))
     return np.stack(rows)
 
@@ -137,7 +137,7 @@ def parameter_count(config):
 
 
 def test_the_parameter_count_is_the_closed_formula():
-    cases = [*SWITCHES.values(), *map(random_switches, range(30))]
+    cases = [*SWITCHES.values(), *map(random_switches, range(8))]
     for config in (tiny(**case) for case in cases):
         assert parameter_count(config) == reference.parameter_count(config), config
 
@@ -157,7 +157,7 @@ def test_the_largest_text_model_of_the_paper_has_its_parameters():
 
 @functools.partial(jax.jit, static_argnums=0)
 def train(config, params, batches):
-    """Bits per byte before each update, one update on each of uint8 [N, B, T]."""
+    """Parameters after one update on each of uint8 [N, B, T]; bits per byte before each."""
     optimizer = optax.adam(1e-2)
 
     def step(state, x):
@@ -168,33 +168,44 @@ def train(config, params, batches):
         updates, optimizer_state = optimizer.update(gradients, optimizer_state)
         return (optax.apply_updates(params, updates), optimizer_state), loss
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), batches)[1]
+    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), batches)
+    return params, losses
 
 
 @pytest.fixture(scope="module")
 def fresh():
-    config = tiny(both={"rope": True})
+    config = tiny(both={"rope": True, "qk_norm": True}, conv_kernels=(3,))
     return config, megabyte.init_params(config, jax.random.key(0))
 
 
 def test_random_bytes_cannot_be_learned_by_copying_them(fresh):
-    losses = train(*fresh, random_bytes(300, 2, 20))
+    _, losses = train(*fresh, random_bytes(300, 2, 20))
     assert np.mean(losses[-100:]) > 7.99
 
 
-def test_one_batch_is_learned_by_heart(fresh):
-    losses = train(*fresh, np.tile(random_bytes(1, 2, 20), (300, 1, 1)))
+def test_one_batch_is_learned_by_heart_and_trains_every_parameter(fresh):
+    params, losses = train(*fresh, np.tile(random_bytes(1, 2, 20), (300, 1, 1)))
     assert losses[-1] < 0.1
+    before = jax.tree_util.tree_leaves_with_path(fresh[1])
+    for (path, old), new in zip(before, jax.tree.leaves(params), strict=True):
+        assert np.any(old != new), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("init, most", [("paper", 8.02), ("unit", 11)])
-def test_the_first_loss_is_that_of_guessing(init, most):
-    config = tiny(init=init, both={"num_heads": 6})
+def first_bits(config, params):
+    x = random_bytes(8, 20)
+    predicted = run(config, params, x)
+    nll = optax.softmax_cross_entropy_with_integer_labels(predicted, x.astype(int))
+    return nll.mean() / np.log(2)
+
+
+def test_the_first_loss_of_the_paper_is_that_of_guessing(fresh):
+    assert abs(first_bits(*fresh) - 8) < 0.01
+
+
+def test_the_first_loss_of_unit_scale_is_not_far_from_guessing():
+    config = tiny(init="unit")
     params = megabyte.init_params(config, jax.random.key(0))
-    nll = megabyte.nll(config, params, random_bytes(8, 20)) / np.log(2)
-    assert nll.shape == (8, 20) and nll.dtype == jnp.float32
-    assert 7.98 < nll.mean() < most
-    print(f"{init}: {nll.mean():.3f} bits")
+    assert 7.99 < first_bits(config, params) < 11
 
 
 def test_nll_is_the_probability_of_the_byte_itself():
@@ -203,12 +214,13 @@ def test_nll_is_the_probability_of_the_byte_itself():
     logits = reference.logits(config, params, x)
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.log(np.take_along_axis(probability, x[..., None].astype(int), -1)[..., 0])
-    np.testing.assert_allclose(megabyte.nll(config, params, x), expected, atol=1e-5)
+    got = jax.jit(megabyte.nll, static_argnums=0)(config, params, x)
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 
-def test_the_paper_initialisation_is_cut_at_two_deviations_and_smaller_on_residual_outputs():
-    params = megabyte.init_params(tiny(conv_kernels=(3,)), jax.random.key(1))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+def test_the_paper_initialisation_is_cut_at_two_deviations_and_smaller_on_residual_outputs(fresh):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(fresh[1]):
         name, leaf = jax.tree_util.keystr(path), np.asarray(leaf)
         if "bias" in name or "scale" in name:
             assert (leaf == ("scale" in name)).all(), name
@@ -221,18 +233,9 @@ def test_the_paper_initialisation_is_cut_at_two_deviations_and_smaller_on_residu
         assert abs(leaf.std() / (0.8796 * sigma) - 1) < 4 / np.sqrt(2 * leaf.size), name
 
 
-def test_every_layer_starts_with_weights_of_its_own():
-    params = megabyte.init_params(tiny(), jax.random.key(1))
-    kernel = params["local_model"]["blocks"]["attention"]["query"]["kernel"]
+def test_every_layer_starts_with_weights_of_its_own(fresh):
+    kernel = fresh[1]["local_model"]["blocks"]["attention"]["query"]["kernel"]
     assert len({float(layer[0, 0]) for layer in kernel}) == 3
-
-
-def test_every_parameter_is_trained():
-    config = tiny(both={"rope": True, "qk_norm": True, "activation": "swiglu"}, conv_kernels=(3,))
-    params, x = random_params(config), random_bytes(4, 20)
-    gradients = jax.jit(jax.grad(lambda params: megabyte.nll(config, params, x).sum()))(params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
-        assert np.any(leaf != 0), jax.tree_util.keystr(path)
 
 
 def test_bfloat16_gives_float32_logits_near_those_of_float32():
@@ -254,11 +257,10 @@ def test_dropout_follows_its_key_and_needs_one():
     assert np.all(np.any(first != without, axis=-1))
 
 
-@pytest.mark.parametrize("stage", ["global_model", "local_model"])
-def test_dropout_of_one_stage_leaves_predictions_blind_to_later_bytes(stage):
-    config = tiny(**{stage: {"dropout": 0.3}})
-    params, x, key = random_params(config), random_bytes(1, 12), jax.random.key(0)
+def test_dropout_leaves_predictions_blind_to_later_bytes():
+    config = tiny(both={"dropout": 0.3})
+    params, x, key = random_params(config), random_bytes(2, 12), jax.random.key(0)
     other = x.copy()
-    other[0, 5] += 1
+    other[:, 5] ^= 101
     changed = np.any(run(config, params, x, key) != run(config, params, other, key), axis=(0, 2))
     assert not changed[:6].any() and changed[6:].any()

@@ -1,0 +1,17 @@
+"""Code from GitHub: 353.7 GB, a mean document of 7,461 bytes.
+
+    train.py --config=configs/paper/code.py:SIZE --workdir=DIR --config.data.source=PATH
+
+The paper: 0.411 bits per byte with 758m_262m after 80 GB.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper import text
+
+
+def get_config(size: str = "758m_262m") -> ConfigDict:
+    """Returns the config of a size, see `configs/paper/text.py`."""
+    config = text.get_config(size)
+    config.data.source = "code"
+    return config

@@ -1,0 +1,172 @@
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from megabyte_jax import load
+from megabyte_jax.data import windows
+from megabyte_jax.errors import CheckpointError, NonFiniteError
+from tests import runs
+
+TIMES = ("bytes_per_second", "utilisation")
+
+
+def require_same_run(workdir, other):
+    """Same checkpoints and records bit for bit, but for how long things took."""
+    assert runs.saved_steps(workdir) == runs.saved_steps(other)
+    for step in runs.saved_steps(workdir):
+        one, two = (runs.saved_state(path, step) for path in (workdir, other))
+        assert jax.tree.structure(one) == jax.tree.structure(two)
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+            assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+    one, two = (
+        [{k: v for k, v in record.items() if k not in TIMES} for record in runs.records(path)]
+        for path in (workdir, other)
+    )
+    assert one == two
+
+
+def interrupt_at(monkeypatch, step):
+    """The batch of update `step` (from 0) interrupts the run."""
+    batch = windows.TrainWindows.batch
+
+    def interrupted(self, at, *hosts):
+        if at == step:
+            raise KeyboardInterrupt
+        return batch(self, at, *hosts)
+
+    monkeypatch.setattr(windows.TrainWindows, "batch", interrupted)
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_run_stopped_anywhere_resumes_bit_for_bit(
+    step, finished_run, text_dir, tmp_path, monkeypatch
+):
+    config, workdir = runs.tiny_config(text_dir), tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_at(patch, step)
+        runs.train(config, workdir)
+    assert runs.saved_steps(workdir) == list(range(2, step + 1, 2))
+    runs.train(config, workdir)
+    require_same_run(workdir, finished_run)
+
+
+def test_a_run_whose_process_is_killed_resumes_bit_for_bit(text_dir, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    config = runs.tiny_config(text_dir, **{"train.num_steps": 200, "checkpoint.interval": 50})
+    runs.train(config, whole)
+    arguments = [f"--config.{key}={value}" for key, value in changes(config)]
+    command = [sys.executable, "train.py", f"--config={runs.ROOT}/configs/base.py"]
+    process = subprocess.Popen(
+        [*command, f"--workdir={killed}", *arguments], cwd=runs.ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while not (killed / "checkpoints" / "50").exists() and time.monotonic() < deadline:
+            time.sleep(0.005)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert 0 < max(runs.saved_steps(killed)) < 200
+    runs.train(config, killed)
+    require_same_run(killed, whole)
+
+
+def changes(config):
+    """Keys and values in which a config differs from configs/base.py."""
+    base, new = (dict(flat(c)) for c in (runs.base.get_config(), config))
+    return [(key, value) for key, value in new.items() if value != base[key]]
+
+
+def flat(config, prefix=""):
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+@pytest.mark.parametrize("steps", [[6], [4, 6]])
+def test_damaged_checkpoints_are_passed_over_and_made_again(
+    steps, finished_run, text_dir, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    config = runs.tiny_config(text_dir, **{"checkpoint.keep": 3})
+    shutil.copytree(finished_run, workdir)
+    runs.train(runs.tiny_config(text_dir, **{"checkpoint.keep": 3}), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", workdir, dirs_exist_ok=True)
+    for step in steps:
+        runs.damage(workdir / "checkpoints" / str(step))
+    capsys.readouterr()
+    runs.train(config, workdir)
+    said = capsys.readouterr().err
+    assert all(f"checkpoint {step} cannot be read" in said for step in steps)
+    require_same_run(workdir, tmp_path / "whole")
+    assert load(workdir).step == 6
+
+
+def test_a_run_with_only_damaged_checkpoints_stops_with_status_4(finished_run, text_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    for checkpoint in (workdir / "checkpoints").iterdir():
+        runs.damage(checkpoint)
+    before = runs.contents(workdir)
+    with pytest.raises(CheckpointError, match="none of the checkpoints") as error:
+        runs.train(runs.tiny_config(text_dir), workdir)
+    assert error.value.exit_status == 4
+    assert runs.contents(workdir) == before
+    with pytest.raises(CheckpointError):
+        load(workdir)
+
+
+def test_a_finished_run_is_left_as_it_is(finished_run, text_dir, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    runs.train(runs.tiny_config(text_dir), workdir)
+    require_same_run(workdir, finished_run)
+    assert "updates 6 to 6" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rate", [1e30, 1e300])
+def test_a_run_that_diverges_stops_and_saves_nothing_of_it(rate, text_dir, tmp_path, capsys):
+    config = runs.tiny_config(
+        text_dir, **{"optimizer.learning_rate": rate, "checkpoint.interval": 1}
+    )
+    with pytest.raises(NonFiniteError, match="learning_rate") as error:
+        runs.train(config, tmp_path)
+    assert error.value.exit_status == 6
+    assert runs.saved_steps(tmp_path) == []
+    assert all(math.isfinite(value) for r in runs.records(tmp_path) for value in r.values())
+
+
+def test_the_work_directory_holds_what_the_design_says(finished_run):
+    config = json.loads((finished_run / "config.json").read_text())
+    assert config["model"]["global_model"]["dim"] == 16 and config["train"]["num_steps"] == 6
+    assert runs.saved_steps(finished_run) == [4, 6]
+    assert len((finished_run / "samples" / "00000006.txt").read_bytes()) == 3
+    trained = [record for record in runs.records(finished_run) if "bits_per_byte" in record]
+    assert [record["step"] for record in trained] == [1, 2, 3, 4, 5, 6]
+    assert [record["bytes_seen"] for record in trained] == [96 * i for i in range(1, 7)]
+    assert all(record["bytes_per_second"] > 0 for record in trained)
+    assert abs(trained[0]["bits_per_byte"] - 8) < 0.1
+    evaluated = [r for r in runs.records(finished_run) if "eval/bits_per_byte" in r]
+    assert [record["step"] for record in evaluated] == [3, 6]
+    assert all(500 <= record["eval/bytes"] < 500 + 8 * runs.T for record in evaluated)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(
+    finished_run, text_dir, tmp_path
+):
+    runs.train(runs.tiny_config(text_dir), tmp_path / "same")
+    require_same_run(tmp_path / "same", finished_run)
+    runs.train(runs.tiny_config(text_dir, seed=1), tmp_path / "other")
+    one, two = (runs.records(path)[-2]["grad_norm"] for path in (finished_run, tmp_path / "other"))
+    assert one != two

@@ -1,0 +1,106 @@
+"""A tiny model and run for the tests, and the entry points called inside this process."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import flags
+from ml_collections import ConfigDict
+
+from configs import base
+from megabyte_jax import cli
+from megabyte_jax.data.corpus import Corpus, Document
+from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
+
+ROOT = Path(__file__).parents[1]
+P, T = 4, 24
+_FLAGS_OF_LIBRARIES = frozenset(flags.FLAGS)
+
+
+def tiny_model(dropout: float = 0.0, init: str = "paper") -> MegabyteConfig:
+    return MegabyteConfig(
+        seq_len=T,
+        patch_size=P,
+        global_model=TransformerConfig(dim=16, num_layers=2, num_heads=2, dropout=dropout),
+        local_model=TransformerConfig(dim=12, num_layers=1, num_heads=3, dropout=dropout),
+        init=init,
+        dtype="float32",
+    )
+
+
+def tiny_config(source: Path | str, **changes: Any) -> ConfigDict:
+    """Six updates with dropout in two parts each, a checkpoint after every second."""
+    config = base.get_config()
+    config.model = base.model(tiny_model(dropout=0.1))
+    config.data.source = str(source)
+    config.data.split.update(valid_size=0.2, test_size=0.2)
+    config.train.update(batch_size=4, grad_accumulation=2, num_bytes=0, num_steps=6)
+    config.optimizer.update(learning_rate=1e-2, warmup_steps=2)
+    config.log_interval = 1
+    config.eval.update(interval=3, batch_size=8, num_bytes=500)
+    config.sample.update(interval=0, num_bytes=3)
+    config.checkpoint.interval = 2
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def corpus_of(*documents: bytes) -> Corpus:
+    views = [np.frombuffer(data, np.uint8) for data in documents]
+    return Corpus("c", tuple(Document(f"{i}", v, 0, len(v)) for i, v in enumerate(views)))
+
+
+def entry_point(script: str) -> dict[str, Any]:
+    """What a script defines; its flags take the place of those of the script before."""
+    for name in set(flags.FLAGS) - _FLAGS_OF_LIBRARIES:
+        delattr(flags.FLAGS, name)
+    return runpy.run_path(str(ROOT / f"{script}.py"))
+
+
+def train(config: ConfigDict, workdir: Path) -> None:
+    entry_point("train")["train"](config, str(workdir))
+
+
+def run_main(script: str, *args: str) -> Any:
+    """Runs a script on command-line arguments and returns its exit status."""
+    main, argv = entry_point(script)["main"], sys.argv
+    sys.argv = [f"{script}.py", *args]
+    try:
+        cli.run(main)
+    except SystemExit as exit:
+        return exit.code or 0
+    finally:
+        sys.argv = argv
+
+
+def records(workdir: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    return sorted(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def saved_state(workdir: Path, step: int) -> Any:
+    """Nested dicts of the arrays in a checkpoint, read with Orbax alone."""
+    directory = workdir.absolute() / "checkpoints" / str(step)
+    names = ("params", "opt_state")
+    with ocp.StandardCheckpointer() as reader:
+        return {name: reader.restore(directory / name) for name in names}
+
+
+def damage(checkpoint: Path) -> None:
+    """Cuts every array file of a checkpoint in half."""
+    for path in checkpoint.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def contents(directory: Path) -> dict[str, bytes | None]:
+    """Every path below a directory, with the bytes of the files."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes() if path.is_file() else None
+        for path in sorted(directory.rglob("*"))
+    }

@@ -1,0 +1,57 @@
+import jax
+import numpy as np
+import pytest
+
+from megabyte_jax import evaluation
+from megabyte_jax.optimizer import make_optimizer
+from megabyte_jax.training import init_state, make_train_step
+from tests import runs
+
+BATCH = np.random.default_rng(0).integers(0, 256, (4, runs.T), np.uint8)
+
+
+def one_update(model=None, parts=1, seed=0, step=0):
+    """The state and the metrics after one update on BATCH."""
+    model, rate = model or runs.tiny_model(init="unit"), lambda step: 0.01
+    optimizer = make_optimizer(runs.tiny_config("stdlib").optimizer, rate)
+    state = init_state(model, optimizer, 0)._replace(step=jax.numpy.int32(step))
+    return make_train_step(model, optimizer, rate, seed, parts)(state, BATCH)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_gives_the_update_of_the_whole(parts):
+    (whole, metrics), (state, other) = one_update(), one_update(parts=parts)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(other[name], value, rtol=1e-5, err_msg=name)
+    # The first update of Adam divides by the gradient, whose rounding counts where it is near 0.
+    first, second = (s.opt_state[1][0].mu for s in (whole, state))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    moved = zip(jax.tree.leaves(whole.params), jax.tree.leaves(state.params), strict=True)
+    assert np.quantile(np.concatenate([np.ravel(np.abs(a - b)) for a, b in moved]), 0.99) < 1e-6
+
+
+def test_the_loss_of_a_batch_is_that_of_evaluating_its_bytes():
+    model = runs.tiny_model(init="unit")
+    state = init_state(model, make_optimizer(runs.tiny_config("x").optimizer, lambda _: 1.0), 0)
+    corpus = runs.corpus_of(BATCH.tobytes())
+    result = evaluation.evaluate(model, state.params, corpus, batch_size=3)
+    loss = one_update(model)[1]["loss"]
+    np.testing.assert_allclose(result.bits_per_byte * np.log(2), loss, rtol=1e-6)
+
+
+def test_the_gradient_norm_is_that_before_the_clip():
+    assert one_update(runs.tiny_model(init="unit"))[1]["grad_norm"] > 1.0
+
+
+def test_dropout_is_drawn_anew_for_every_step_seed_and_part():
+    model = runs.tiny_model(dropout=0.3, init="unit")
+    draws = [dict(step=0), dict(step=1), dict(seed=1), dict(parts=2), dict(step=0)]
+    losses = [float(one_update(model, **draw)[1]["loss"]) for draw in draws]
+    assert len(set(losses[:4])) == 4 and losses[0] == losses[4]
+
+
+def test_an_update_counts_itself_and_reports_the_rate_it_used():
+    state, metrics = one_update(step=7)
+    assert state.step == 8 and state.step.dtype == np.int32
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01)
