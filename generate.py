@@ -39,10 +39,10 @@ def main() -> None:
     # Here and not above, so that --help does not wait for JAX.
     from megabyte_jax import generation, trained
 
-    settings = NUM_BYTES.value, TEMPERATURE.value, TOP_K.value, TOP_P.value
+    settings = NUM_BYTES.value, TEMPERATURE.value, TOP_K.value, TOP_P.value, SEED.value
     generation.check_sampling(*settings)
     prompt = read_prompt()
-    made = trained.load(WORKDIR.value).stream(prompt, *settings, SEED.value)
+    made = trained.load(WORKDIR.value).stream(prompt, *settings)
     for text in printable_stream(made):
         sys.stdout.buffer.write(text.encode())  # UTF-8 whatever the locale
         sys.stdout.buffer.flush()

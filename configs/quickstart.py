@@ -26,13 +26,15 @@ def get_config() -> ConfigDict:
                 dim=128, num_layers=2, num_heads=4, scan_unroll=2, **block
             ),
             byte_positions=False,
-            init="unit",
+            init="scaled",
             dtype="float32",
         )
     )
-    config.train.update(batch_size=4, num_bytes=1_200_000)
-    config.optimizer.update(learning_rate=4e-3, schedule="cosine", warmup_steps=30)
-    config.log_interval = 50
+    config.train.update(batch_size=2, num_bytes=2_400_000)
+    config.optimizer.update(
+        learning_rate=3e-3, schedule="cosine", end_fraction=0.02, warmup_steps=100
+    )
+    config.log_interval = 100
     config.eval.update(interval=0, batch_size=32, num_bytes=100_000)
     config.sample.update(interval=0, prompt="def ", temperature=0.8)
     config.checkpoint.interval = 200

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +47,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """Restores the newest state that can be read.
+    """Restores the newest state that can be read, and removes newer ones that cannot.
+
+    The run makes those again; kept, they would stand in the way of that.
 
     Args:
         manager: of the run.
@@ -59,6 +64,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
     if not manager.all_steps():
         return None
     step, items = _restore_newest(manager, {"params": like.params, "opt_state": like.opt_state})
+    for newer in [saved for saved in manager.all_steps() if saved > step]:
+        manager.delete(newer)
     return TrainState(jax.numpy.int32(step), items["params"], items["opt_state"])
 
 
@@ -99,14 +106,36 @@ def _restore_newest(
     steps = [only] if only is not None else sorted(manager.all_steps(), reverse=True)
     for step in steps:
         try:
-            restored = manager.restore(step, args=args)
+            with _no_traceback_of_reads_given_up():
+                restored = manager.restore(step, args=args)
         # Orbax raises many types, the bare Exception among them, on a damaged checkpoint.
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            print(f"checkpoint {step} cannot be read, trying an older: {reason}", file=sys.stderr)
+            print(f"checkpoint {step} cannot be read: {reason}", file=sys.stderr)
         else:
+            if step != steps[0]:
+                print(f"checkpoint {step} is used instead", file=sys.stderr)
             return step, {name: restored[name] for name in like}
     raise CheckpointError(f"{manager.directory}: none of the checkpoints {steps} can be read")
+
+
+@contextlib.contextmanager
+def _no_traceback_of_reads_given_up() -> Iterator[None]:
+    """When a read fails, Orbax leaves dozens behind that then find its event loop closed."""
+    shown = sys.unraisablehook
+
+    def hook(problem: sys.UnraisableHookArgs) -> None:
+        if str(problem.exc_value) != "Event loop is closed":
+            shown(problem)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)  # they end in threads of their own
+        raise
+    finally:
+        sys.unraisablehook = shown
 
 
 def _on_this_device(x: Any) -> jax.ShapeDtypeStruct:

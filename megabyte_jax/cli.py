@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,13 +62,30 @@ def require_writable(name: str, path: Path) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
     # config_flags lets through whatever the config file or a lookup of its keys raises.
-    except (flags.Error, UserError, LookupError, AttributeError, TypeError, ValueError) as error:
-        _fail(error)
+    try:
+        rest = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            _ = flags.FLAGS.config.to_dict  # a file that is not there fails only when used
+        return rest
     except (OSError, ImportError, SyntaxError) as error:
-        _fail(f"--config: {error}")
+        given = [option for option in argv if option.startswith("--config=")] or ["--config"]
+        reason = str(error).strip().splitlines()[-1].strip()
+        _fail(f"{given[-1]}: {reason}; accepted is a Python file that defines get_config()")
+    except (LookupError, AttributeError) as error:
+        _fail(_unknown_key(argv, error))
+    except (flags.Error, UserError, TypeError, ValueError) as error:
+        before, _, trace = str(error).partition("Error whilst parsing config file:")
+        _fail(before + (trace.splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}."))
+
+
+def _unknown_key(argv: Sequence[str], error: Exception) -> str:
+    options = [option.split("=")[0] for option in argv if option.startswith("--config.")]
+    for word in re.findall(r"\w+", str(error)):  # the key first, then those of like name
+        for option in options:
+            if f".{word}." in f"{option}.":
+                return f"{option}: unknown; accepted are the keys of configs/base.py"
+    return f"--config: {type(error).__name__}: {error}"
 
 
 def _fail(error: object, exit_status: int = 2) -> NoReturn:

@@ -80,8 +80,8 @@ def score(
         params: its parameters.
         corpus: the documents.
         batch_size: windows computed together.
-        limit: if not 0, only as many windows as hold at least this many bytes, taken evenly from
-            the whole corpus.
+        limit: if not 0, only as many windows as hold about this many bytes, taken evenly from the
+            whole corpus.
 
     Yields:
         Of each batch: negative log-likelihoods float32 [B, T] in nats, of which those from the
@@ -169,14 +169,15 @@ def report(evaluation: Evaluation, *, words: int, context: int, **protocol: Any)
     Returns:
         Field to value; None where there is no such figure, which JSON has and NaN it has not.
     """
-    nats = float(evaluation.nats.sum())
+    with np.errstate(over="ignore"):  # one "word" of a thousand bytes is enough
+        perplexity = float(np.exp(evaluation.nats.sum() / words)) if words else math.nan
     fields = {
         "bits_per_byte": evaluation.bits_per_byte,
         "bits_per_byte_stderr": evaluation.bits_per_byte_stderr,
         "bytes": evaluation.bytes,
         "documents": int(len(evaluation.sizes)),
         "words": words or math.nan,
-        "word_perplexity": float(np.exp(nats / words)) if words else math.nan,
+        "word_perplexity": perplexity,
         "bytes_per_second": evaluation.bytes_per_second,
         "bits_per_byte_by_position": evaluation.bits_per_byte_by_position,
         "context": context,

@@ -29,7 +29,7 @@ def filter_logits(
     Returns:
         float32 [V], -inf where a byte is removed.
     """
-    logits = logits / temperature
+    logits = (logits - logits.max()) / temperature  # at most 0: a low temperature may overflow
     order = jnp.argsort(-logits)
     probabilities = jax.nn.softmax(logits[order])
     before = jnp.cumsum(probabilities) - probabilities
@@ -57,7 +57,7 @@ def _next_byte(
 
 
 def check_sampling(
-    num_bytes: int, temperature: float, top_k: int | None, top_p: float | None
+    num_bytes: int, temperature: float, top_k: int | None, top_p: float | None, seed: int
 ) -> None:
     """Checks the settings of `stream`.
 
@@ -69,6 +69,7 @@ def check_sampling(
         ("temperature", temperature, 0 <= temperature < float("inf"), "a number of at least 0"),
         ("top_k", top_k, top_k is None or 1 <= top_k <= VOCAB_SIZE, "from 1 to 256"),
         ("top_p", top_p, top_p is None or 0 < top_p <= 1, "above 0, at most 1"),
+        ("seed", seed, 0 <= seed < 2**32, "a whole number from 0 to below 2**32"),
     ):
         if not ok:
             raise UserError(f"--{name}={value}: accepted is {accepted}")
@@ -106,12 +107,14 @@ def stream(
     Raises:
         UserError: a setting is out of range.
     """
-    check_sampling(num_bytes, temperature, top_k, top_p)
+    check_sampling(num_bytes, temperature, top_k, top_p, seed)
+    if not num_bytes:
+        return
     P, T = config.patch_size, config.seq_len
     size = min(T, -(-(len(prompt) + num_bytes) // P) * P)
     window = np.zeros(size, np.uint8)
     keep = max(T // 2 // P, 1) * P  # context left when the window is full
-    context = prompt if len(prompt) < size or not num_bytes else prompt[-min(keep, T - 1) :]
+    context = prompt if len(prompt) < size else prompt[-min(keep, T - 1) :]
     length = len(context)
     window[:length] = np.frombuffer(context, np.uint8)
     settings = (

@@ -86,19 +86,15 @@ class Reporter:
 
     @contextlib.contextmanager
     def paused(self, what: str) -> Iterator[None]:
-        """Leaves the time inside out of the training speed, and says what it went to.
+        """Says what is done inside, and leaves its time out of the training speed.
 
         Args:
-            what: shown with the seconds it took.
+            what: is done, such as `compiling`.
         """
+        self.say(f"{what} ...")
         start = time.perf_counter()
-        self._bar.set_description(what)
         yield
-        seconds = time.perf_counter() - start
-        self._bar.set_description("")
-        self._paused += seconds
-        if seconds > 1:
-            self.say(f"{what}: {seconds:.1f} s")
+        self._paused += time.perf_counter() - start
 
     def update(self, step: int, metrics: Metrics) -> None:
         """Counts an update, once it is finished, and reports it if it is its turn.
@@ -108,16 +104,17 @@ class Reporter:
             metrics: as `make_train_step` gives them.
 
         Raises:
-            NonFiniteError: its loss or gradient norm is not finite.
+            NonFiniteError: its loss is not finite, or the norm of its gradients or of the
+                parameters it made.
         """
-        loss, grad_norm, learning_rate = (
-            float(metrics[name]) for name in ("loss", "grad_norm", "learning_rate")
+        loss, grad_norm, param_norm, learning_rate = (
+            float(metrics[name]) for name in ("loss", "grad_norm", "param_norm", "learning_rate")
         )
-        if not math.isfinite(loss + grad_norm):
+        if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
             raise NonFiniteError(
-                f"update {step}: the loss is {loss} and the gradient norm {grad_norm}; the saved "
-                f"checkpoints are from before; accepted is a finite loss, as a lower "
-                f"optimizer.learning_rate than {learning_rate:g} may give"
+                f"update {step}: the loss is {loss}, the norm of the gradients {grad_norm} and of "
+                f"the parameters {param_norm}; the saved checkpoints are from before; accepted is "
+                f"a finite loss, as a lower optimizer.learning_rate than {learning_rate:g} may give"
             )
         self._steps += 1
         self._bar.update(self._bytes_per_step)
@@ -134,6 +131,7 @@ class Reporter:
                 "utilisation": utilisation,
                 "learning_rate": learning_rate,
                 "grad_norm": grad_norm,
+                "param_norm": param_norm,
             },
         )
         shown = f"{bits:.3f} bits/byte, utilisation {utilisation:.0%}"

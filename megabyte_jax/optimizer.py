@@ -61,8 +61,10 @@ def make_schedule(optimizer: Any, train: Any, seq_len: int) -> optax.Schedule:
         train.batch_size * seq_len,
     )
     if warmup >= steps:
+        name = "steps" if optimizer.warmup_steps else "bytes"
         raise UserError(
-            f"optimizer.warmup_steps={warmup}: accepted is less than the budget of {steps} updates"
+            f"optimizer.warmup_{name}={optimizer[f'warmup_{name}']}: accepted is less than the "
+            f"budget of {steps} updates of {train.batch_size * seq_len} bytes"
         )
     end = peak * optimizer.end_fraction
     decay = {

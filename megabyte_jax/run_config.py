@@ -172,7 +172,7 @@ def load(workdir: str | Path) -> ConfigDict:
     try:
         fields = json.loads(path.read_text())
         fields["model"]["conv_kernels"] = tuple(fields["model"]["conv_kernels"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         reason = getattr(error, "strerror", None) or "config.json is damaged"
         raise UserError(
             f"--workdir={workdir}: {reason}; accepted is the directory of a run of train.py"

@@ -60,7 +60,8 @@ def make_train_step(
 
     Returns:
         Jitted function of the state and uint8 [B, T] bytes to the next state and the metrics of
-        the update: loss in nats per byte, grad_norm before clipping, learning_rate; float32 [].
+        the update, float32 []: loss in nats per byte and grad_norm, before clipping, of the
+        parameters it began with; learning_rate; param_norm of the parameters it made.
     """
 
     def loss_fn(params: megabyte.Params, x: jax.Array, key: jax.Array) -> jax.Array:
@@ -84,6 +85,7 @@ def make_train_step(
             "loss": loss,
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.float32(schedule(state.step)),
+            "param_norm": optax.tree.norm(params),
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 

@@ -11,7 +11,7 @@ from megabyte_jax.models import megabyte
 from tests import runs
 
 P, T = runs.P, runs.T
-MODEL = runs.tiny_model(init="unit")
+MODEL = runs.tiny_model(init="scaled")
 RANDOM = np.random.default_rng(0)
 SIZES = [0, 1, P - 1, P, P + 1, T - 1, T, T + 1, *RANDOM.integers(0, 4 * T, 30).tolist()]
 DOCUMENTS = [RANDOM.bytes(size) for size in SIZES]

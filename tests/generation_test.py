@@ -19,7 +19,7 @@ PROMPT = bytes(np.random.default_rng(0).integers(0, 256, 3 * T, np.uint8))
 
 @pytest.fixture(scope="module")
 def model():
-    config = runs.tiny_model(init="unit")
+    config = runs.tiny_model(init="scaled")
     return TrainedModel(config, megabyte.init_params(config, jax.random.key(3)), 0)
 
 
@@ -69,7 +69,8 @@ def test_the_stream_gives_the_bytes_of_generate_one_by_one(model):
 
 @pytest.mark.parametrize(
     "limits",
-    [{"temperature": t} for t in (1e-3, 1e-37, 1e-40, 1e-45, 1e-60)] + [{"top_k": 1}, {"top_p": 1e-9}],
+    [{"temperature": t} for t in (1e-3, 1e-37, 1e-40, 1e-45, 1e-60)]
+    + [{"top_k": 1}, {"top_p": 1e-9}],
     ids=str,
 )
 def test_the_limits_of_the_settings_are_greedy(model, limits):

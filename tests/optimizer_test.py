@@ -86,8 +86,10 @@ def test_updates_are_those_of_adamw_behind_a_clip():
     config, rates = settings()[0], [0.1, 0.03, 0.2]
     random, shape = np.random.default_rng(0), {"kernel": (3, 5), "bias": (5,), "scale": (1, 3)}
     shape |= {"pad": (4,), "byte_embedding": (7, 2), "position_embedding": (2, 2)}
-    draw = lambda size: {k: random.normal(0, size, s).astype("f4") for k, s in shape.items()}  # noqa: E731
-    start, gradients = draw(1), [draw(1), draw(0.02), draw(5)]  # clipped, not, clipped
+    start, *gradients = (
+        {name: random.normal(0, size, s).astype("f4") for name, s in shape.items()}
+        for size in (1, 1, 0.02, 5)  # the second gradient is not clipped
+    )
     optimizer = make_optimizer(config, lambda step: jax.numpy.array(rates)[step])
     params, state = start, optimizer.init(start)
     for gradient in gradients:

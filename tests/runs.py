@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
 
 ROOT = Path(__file__).parents[1]
 P, T = 4, 24
-_FLAGS_OF_LIBRARIES = frozenset(flags.FLAGS)
+FLAGS_OF_LIBRARIES = frozenset(flags.FLAGS)
 
 
 def tiny_model(dropout: float = 0.0, init: str = "paper") -> MegabyteConfig:
@@ -55,7 +56,7 @@ def corpus_of(*documents: bytes) -> Corpus:
 
 def entry_point(script: str) -> dict[str, Any]:
     """What a script defines; its flags take the place of those of the script before."""
-    for name in set(flags.FLAGS) - _FLAGS_OF_LIBRARIES:
+    for name in set(flags.FLAGS) - FLAGS_OF_LIBRARIES:
         delattr(flags.FLAGS, name)
     return runpy.run_path(str(ROOT / f"{script}.py"))
 
@@ -69,7 +70,9 @@ def run_main(script: str, *args: str) -> Any:
     main, argv = entry_point(script)["main"], sys.argv
     sys.argv = [f"{script}.py", *args]
     try:
-        cli.run(main)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "the load_module")  # ml_collections calls it
+            cli.run(main)
     except SystemExit as exit:
         return exit.code or 0
     finally:
@@ -92,7 +95,7 @@ def saved_state(workdir: Path, step: int) -> Any:
         return {name: reader.restore(directory / name) for name in names}
 
 
-def damage(checkpoint: Path) -> None:
+def cut_in_half(checkpoint: Path) -> None:
     """Cuts every array file of a checkpoint in half."""
     for path in checkpoint.rglob("d/*"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

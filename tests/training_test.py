@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -10,12 +12,22 @@ from tests import runs
 BATCH = np.random.default_rng(0).integers(0, 256, (4, runs.T), np.uint8)
 
 
-def one_update(model=None, parts=1, seed=0, step=0):
-    """The state and the metrics after one update on BATCH."""
-    model, rate = model or runs.tiny_model(init="unit"), lambda step: 0.01
+def rate(step):
+    return 0.01
+
+
+@functools.cache
+def step_of(model, parts, seed):
+    """The state before the first update, and the update."""
     optimizer = make_optimizer(runs.tiny_config("stdlib").optimizer, rate)
-    state = init_state(model, optimizer, 0)._replace(step=jax.numpy.int32(step))
-    return make_train_step(model, optimizer, rate, seed, parts)(state, BATCH)
+    return init_state(model, optimizer, 0), make_train_step(model, optimizer, rate, seed, parts)
+
+
+def one_update(dropout=0.0, parts=1, seed=0, step=0):
+    """The state and the metrics after one update on BATCH."""
+    start, update = step_of(runs.tiny_model(dropout, "scaled"), parts, seed)
+    start = jax.tree.map(jax.numpy.array, start)  # the update takes over its memory
+    return update(start._replace(step=jax.numpy.int32(step)), BATCH)
 
 
 @pytest.mark.parametrize("parts", [2, 4])
@@ -32,23 +44,21 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole(parts):
 
 
 def test_the_loss_of_a_batch_is_that_of_evaluating_its_bytes():
-    model = runs.tiny_model(init="unit")
-    state = init_state(model, make_optimizer(runs.tiny_config("x").optimizer, lambda _: 1.0), 0)
-    corpus = runs.corpus_of(BATCH.tobytes())
-    result = evaluation.evaluate(model, state.params, corpus, batch_size=3)
-    loss = one_update(model)[1]["loss"]
+    model = runs.tiny_model(init="scaled")
+    params = step_of(model, 1, 0)[0].params
+    result = evaluation.evaluate(model, params, runs.corpus_of(BATCH.tobytes()), batch_size=3)
+    loss = one_update()[1]["loss"]
     np.testing.assert_allclose(result.bits_per_byte * np.log(2), loss, rtol=1e-6)
 
 
 def test_the_gradient_norm_is_that_before_the_clip():
-    assert one_update(runs.tiny_model(init="unit"))[1]["grad_norm"] > 1.0
+    assert one_update()[1]["grad_norm"] > 1.0
 
 
-def test_dropout_is_drawn_anew_for_every_step_seed_and_part():
-    model = runs.tiny_model(dropout=0.3, init="unit")
-    draws = [dict(step=0), dict(step=1), dict(seed=1), dict(parts=2), dict(step=0)]
-    losses = [float(one_update(model, **draw)[1]["loss"]) for draw in draws]
-    assert len(set(losses[:4])) == 4 and losses[0] == losses[4]
+def test_dropout_is_drawn_anew_for_every_step_and_seed():
+    draws = [dict(step=0), dict(step=1), dict(seed=1), dict(step=0)]
+    losses = [float(one_update(dropout=0.3, **draw)[1]["loss"]) for draw in draws]
+    assert len(set(losses[:3])) == 3 and losses[0] == losses[3]
 
 
 def test_an_update_counts_itself_and_reports_the_rate_it_used():

@@ -76,19 +76,21 @@ def attention(
     """
     T, S = q.shape[2], k.shape[2]
     keep = 1.0 if key is None else 1.0 - dropout
-    if T * S <= _MAX_SCORES or T % _QUERY_BLOCK:
+    if T * S <= _MAX_SCORES:
         return _attend(q, k, v, jnp.arange(T), S - T, key, keep)
 
     attend = jax.checkpoint(_attend, static_argnums=(4, 6))
+    starts = jnp.arange(0, T, _QUERY_BLOCK)
+    padded = jnp.pad(q, [(0, 0), (0, 0), (0, -T % _QUERY_BLOCK), (0, 0), (0, 0)])
 
     def one(start: jax.Array) -> jax.Array:
         rows = start + jnp.arange(_QUERY_BLOCK)
         block_key = None if key is None else jax.random.fold_in(key, start)
-        part = jax.lax.dynamic_slice_in_dim(q, start, _QUERY_BLOCK, axis=2)
+        part = jax.lax.dynamic_slice_in_dim(padded, start, _QUERY_BLOCK, axis=2)
         return attend(part, k, v, rows, S - T, block_key, keep)
 
-    out = jax.lax.map(one, jnp.arange(0, T, _QUERY_BLOCK))  # [T / block, B, G, block, H, d]
-    return jnp.moveaxis(out, 0, 2).reshape(q.shape)
+    out = jax.lax.map(one, starts)  # [T / block, B, G, block, H, d]
+    return jnp.moveaxis(out, 0, 2).reshape(padded.shape)[:, :, :T]
 
 
 def _attend(

@@ -19,7 +19,7 @@ VOCAB_SIZE = 256
 NORMS = ("layernorm", "rmsnorm")
 ACTIVATIONS = ("relu", "relu2", "gelu", "swiglu")
 REMATS = ("none", "dots", "full")
-INITS = ("paper", "unit")
+INITS = ("paper", "scaled")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -31,6 +31,10 @@ def _require(ok: bool, name: str, value: object, accepted: str) -> None:
 def _require_int(name: str, value: object, minimum: int) -> None:
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
     _require(ok, name, value, f"a whole number of at least {minimum}")
+
+
+def _require_bool(name: str, value: object) -> None:
+    _require(isinstance(value, bool), name, value, "True or False")
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -86,7 +90,10 @@ class TransformerConfig:
         _require_choice("norm", self.norm, NORMS)
         _require_choice("activation", self.activation, ACTIVATIONS)
         _require_choice("remat", self.remat, REMATS)
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 to below 1")
+        for name in ("bias", "qk_norm", "rope"):
+            _require_bool(name, getattr(self, name))
+        ok = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
+        _require(ok, "dropout", self.dropout, "a number from 0 to below 1")
         if not self.head_dim:
             _require(
                 self.dim % self.num_heads == 0,
@@ -136,9 +143,9 @@ class MegabyteConfig:
             and 7); none by default.
         byte_positions: learned absolute position of every byte, E_pos (equation 1).
         local_positions: learned position inside the patch (confirmed by the authors in review).
-        init: paper (truncated normal of 0.006, residual outputs divided by sqrt(2 L)) or unit
-            (unit-variance byte embeddings, weights of 1 / sqrt(fan_in), logits divided by
-            sqrt(D_L), so that every activation starts at unit scale).
+        init: paper (truncated normal of 0.006, residual outputs divided by sqrt(2 L)) or scaled
+            (weights of 1 / sqrt(fan_in), residual streams that start at a scale of 0.3, so that
+            Adam soon changes them, and logits that start at a scale of 1).
         dtype: type of the computation; parameters, softmax and loss are float32 always.
 
     Raises:
@@ -172,15 +179,19 @@ class MegabyteConfig:
             self.cross_patch,
             f"at most patch_size={self.patch_size}",
         )
+        ok = isinstance(self.conv_kernels, tuple)
+        _require(ok, "conv_kernels", self.conv_kernels, "a tuple of whole numbers")
         for kernel in self.conv_kernels:
             _require_int("conv_kernels", kernel, 1)
+        for name in ("byte_positions", "local_positions"):
+            _require_bool(name, getattr(self, name))
         _require_choice("init", self.init, INITS)
         _require_choice("dtype", self.dtype, DTYPES)
         if self.global_model.dim % self.patch_size:
-            below, above = _nearest_widths(self.global_model, self.patch_size)
             raise UserError(
                 f"global_model.dim={self.global_model.dim}: accepted is a multiple of "
-                f"patch_size={self.patch_size}; the nearest that work are {below} and {above}"
+                f"patch_size={self.patch_size}; nearest that work: "
+                + ", ".join(map(str, _nearest_widths(self.global_model, self.patch_size)))
             )
 
     @property
@@ -194,11 +205,11 @@ class MegabyteConfig:
         return self.patch_size if self.cross_patch < 0 else self.cross_patch
 
 
-def _nearest_widths(config: TransformerConfig, patch_size: int) -> tuple[int, int]:
-    heads = 1 if config.head_dim else config.num_heads
+def _nearest_widths(config: TransformerConfig, patch_size: int) -> list[int]:
+    heads = 1 if config.head_dim else config.num_heads * (2 if config.rope else 1)
     step = math.lcm(patch_size, heads)
     below = config.dim // step * step
-    return max(below, step), below + step
+    return [below, below + step] if below else [step]
 
 
 def from_mapping(model: Mapping[str, Any]) -> MegabyteConfig:
@@ -216,12 +227,14 @@ def from_mapping(model: Mapping[str, Any]) -> MegabyteConfig:
     fields = dict(model)
     stages = {name: fields.pop(name, {}) for name in ("global_model", "local_model")}
     built = {name: _build(TransformerConfig, f"model.{name}", stages[name]) for name in stages}
-    fields["conv_kernels"] = tuple(fields.get("conv_kernels", ()))
+    if isinstance(fields.get("conv_kernels"), list):  # as JSON has it
+        fields["conv_kernels"] = tuple(fields["conv_kernels"])
     return _build(MegabyteConfig, "model", {**fields, **built})
 
 
 def _build(cls: type, path: str, fields: Mapping[str, Any]) -> Any:
     names = [field.name for field in dataclasses.fields(cls)]
+    _require(isinstance(fields, Mapping), path, fields, f"the fields {', '.join(names)}")
     for name in fields:
         if name not in names:
             raise UserError(f"{path}.{name}: unknown; accepted are {', '.join(names)}")

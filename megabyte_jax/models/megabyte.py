@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from flax import nnx
 
 from megabyte_jax.models.config import VOCAB_SIZE, MegabyteConfig
-from megabyte_jax.models.layers import LayerMaker
+from megabyte_jax.models.layers import STREAM_SCALE, LayerMaker
 from megabyte_jax.models.patch_embedder import PatchEmbedder
 from megabyte_jax.models.transformer import Transformer
 
@@ -32,7 +33,7 @@ class Megabyte(nnx.Module):
         self.config = config
         self.patch_embedder = PatchEmbedder(config, make)
         self.global_model = Transformer(config.global_model, 0, make)
-        self.global_to_local = make.linear(config.byte_dim, D_L, bias=False)  # w_GL
+        self.global_to_local = make.stream_linear(config.byte_dim, D_L, bias=False)  # w_GL
         self.byte_embedding = make.byte_table(VOCAB_SIZE, D_L)  # E_loc, and the tied head
         self.pad = make.vectors(D_L)  # E_lpad
         if config.local_positions:
@@ -60,8 +61,8 @@ class Megabyte(nnx.Module):
         h = self.local_model(h + self._local_inputs(x), local_key)  # [B, K, P, D_L]
         head = self.byte_embedding[...].astype(h.dtype)
         logits = jnp.einsum("bkpd,vd->bkpv", h, head, preferred_element_type=jnp.float32)
-        if config.init == "unit":
-            logits = logits * h.shape[-1] ** -0.5
+        if config.init == "scaled":
+            logits = logits / (STREAM_SCALE * math.sqrt(h.shape[-1]))
         return logits.reshape(B, T, VOCAB_SIZE)
 
     def _local_inputs(self, x: jax.Array) -> jax.Array:

@@ -36,7 +36,7 @@ class Attention(nnx.Module):
         self.query = make.linear(D, H * d, bias=bias)
         self.key = make.linear(D, N * d, bias=bias)
         self.value = make.linear(D, N * d, bias=bias)
-        self.out = make.linear(H * d, D, bias=bias, residual_layers=L)
+        self.out = make.stream_linear(H * d, D, bias=bias, num_layers=L)
         if config.qk_norm:
             self.query_norm, self.key_norm = make.rms_norm(d), make.rms_norm(d)
 
@@ -65,7 +65,7 @@ class FeedForward(nnx.Module):
         self.up = make.linear(D, hidden, bias=bias)
         if config.activation == "swiglu":
             self.gate = make.linear(D, hidden, bias=bias)
-        self.down = make.linear(hidden, D, bias=bias, residual_layers=L)
+        self.down = make.stream_linear(hidden, D, bias=bias, num_layers=L)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""

@@ -45,11 +45,11 @@ def value_and_gradients(q, k, v):
     return value, *backward(weights)
 
 
-@pytest.mark.parametrize("r", [0, 3])
-def test_blocks_of_queries_give_the_same_values_and_gradients(r, monkeypatch):
+@pytest.mark.parametrize(("r", "block"), [(0, 2), (3, 2), (3, 5)])
+def test_blocks_of_queries_give_the_same_values_and_gradients(r, block, monkeypatch):
     direct = value_and_gradients(*inputs(r))
     monkeypatch.setattr(module, "_MAX_SCORES", T * (T + r) - 1)
-    monkeypatch.setattr(module, "_QUERY_BLOCK", 2)
+    monkeypatch.setattr(module, "_QUERY_BLOCK", block)
     assert "scan" in str(jax.make_jaxpr(attention)(*inputs(r)))
     for a, b in zip(direct, value_and_gradients(*inputs(r)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)

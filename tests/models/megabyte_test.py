@@ -29,7 +29,7 @@ SWITCHES = {
         "byte_positions": False,
         "local_positions": False,
     },
-    "convolutions, unit": {"conv_kernels": (3, 5, 7), "init": "unit"},
+    "convolutions, scaled": {"conv_kernels": (3, 5, 7), "init": "scaled"},
     "remat, unrolled": {
         "global_model": {"remat": "full", "scan_unroll": 2},
         "local_model": {"remat": "dots", "scan_unroll": 2},
@@ -49,7 +49,7 @@ def random_switches(seed):
     both |= {"num_heads": 6, "num_kv_heads": one_of(0, 1, 2, 3), "head_dim": one_of(6, 10)}
     fields = {name: one_of(True, False) for name in ("byte_positions", "local_positions")}
     fields |= {"cross_patch": one_of(-1, 0, 2), "conv_kernels": one_of((), (2,), (7, 3))}
-    return {"both": both, "init": one_of("paper", "unit"), **fields}
+    return {"both": both, "init": one_of("paper", "scaled"), **fields}
 
 
 def assert_equals_the_reference(config, x, seed=0):
@@ -202,8 +202,8 @@ def test_the_first_loss_of_the_paper_is_that_of_guessing(fresh):
     assert abs(first_bits(*fresh) - 8) < 0.01
 
 
-def test_the_first_loss_of_unit_scale_is_not_far_from_guessing():
-    config = tiny(init="unit")
+def test_the_first_loss_of_scaled_weights_is_not_far_from_guessing():
+    config = tiny(init="scaled")
     params = megabyte.init_params(config, jax.random.key(0))
     assert 7.99 < first_bits(config, params) < 11
 

@@ -11,7 +11,7 @@ P, K, D = 4, 5, 6
 
 
 def embedder(**fields):
-    return PatchEmbedder(tiny(**fields), LayerMaker("unit", "float32", nnx.Rngs(0)))
+    return PatchEmbedder(tiny(**fields), LayerMaker("scaled", "float32", nnx.Rngs(0)))
 
 
 def test_a_slot_is_the_lossless_concatenation_of_the_patch_before_it():
@@ -49,7 +49,7 @@ def test_a_shorter_sequence_takes_the_first_positions():
 
 @pytest.mark.parametrize("kernel", [1, 3, 7])
 def test_a_convolution_looks_back_its_width_and_never_ahead(kernel):
-    layer = CausalConvolution(D, kernel, LayerMaker("unit", "float32", nnx.Rngs(0)))
+    layer = CausalConvolution(D, kernel, LayerMaker("scaled", "float32", nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(1, 12, D)).astype(np.float32)
     layer.mix.bias[...] += 10.0  # keeps every unit awake
     jacobian = np.abs(jax.jacobian(layer)(x)[0, :, :, 0]).sum((1, 3))  # [to, from]

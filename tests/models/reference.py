@@ -68,7 +68,7 @@ def _sequence(config, params, x):
         h_lin.append(h + (params["position_embedding"][p] if config.local_positions else 0))
     sees = local_mask(len(x), P, config.previous)
     h_lout = transformer(config.local_model, params["local_model"], np.stack(h_lin), sees)
-    scale = config.local_model.dim**-0.5 if config.init == "unit" else 1.0
+    scale = config.local_model.dim**-0.5 / 0.3 if config.init == "scaled" else 1.0
     return h_lout @ params["byte_embedding"].T * scale
 
 

@@ -13,7 +13,9 @@ D, L, H, F = 12, 3, 2, 20
 
 def stack(previous=0, dtype="float32", **fields):
     sizes = {"dim": D, "num_layers": L, "num_heads": H, "mlp_dim": F, **fields}
-    return Transformer(TransformerConfig(**sizes), previous, LayerMaker("unit", dtype, nnx.Rngs(0)))
+    return Transformer(
+        TransformerConfig(**sizes), previous, LayerMaker("scaled", dtype, nnx.Rngs(0))
+    )
 
 
 def activations(*shape):

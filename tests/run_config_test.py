@@ -1,0 +1,160 @@
+import ast
+import dataclasses
+import inspect
+import json
+import math
+import re
+
+import pytest
+
+from configs import base
+from megabyte_jax import run_config
+from megabyte_jax.data.splits import split_corpus
+from megabyte_jax.errors import UserError
+from tests import runs
+
+MODEL_FIELDS = {field.name for field in dataclasses.fields(runs.tiny_model())}
+
+
+def keys(config, prefix=""):
+    for name, value in config.items():
+        if hasattr(value, "items"):
+            yield from keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+DECLARED = {key for key in keys(base.get_config()) if not key.startswith("model.")}
+
+
+def test_every_declared_key_is_checked_and_every_checked_key_declared():
+    assert DECLARED == run_config.CHECKS.keys()
+    assert set(base.get_config().model) == MODEL_FIELDS
+
+
+@pytest.mark.parametrize("key", sorted(DECLARED))
+def test_every_key_has_a_reader(key):
+    name = key.split(".")[-1]
+    if key.startswith("data.split."):
+        assert name in inspect.signature(split_corpus).parameters
+        return
+    files = [*runs.ROOT.glob("*.py"), *(runs.ROOT / "megabyte_jax").rglob("*.py")]
+    section = key.split(".")[-2] if "." in key else "config"
+    code = "".join(path.read_text() for path in files if path.name != "run_config.py")
+    assert re.search(rf"\b{section}\.{name}\b", code)
+
+
+def attributes(node):
+    """Every dotted path that begins at a variable `config`, in code and not in its comments."""
+    for part in ast.walk(node):
+        names = []
+        while isinstance(part, ast.Attribute):
+            names.append(part.attr)
+            part = part.value
+        if names and isinstance(part, ast.Name) and part.id == "config":
+            yield ".".join(reversed(names))
+
+
+def test_every_key_read_is_declared():
+    known = {key.rsplit(".", n)[0] for key in DECLARED for n in range(3)} | {"model"}
+    methods = {"to_dict", "items"}
+    for path in [*runs.ROOT.glob("*.py"), *(runs.ROOT / "megabyte_jax").glob("*.py")]:
+        for key in attributes(ast.parse(path.read_text())):
+            # Elsewhere `config` is that of a model.
+            model = path.stem not in ("train", "eval", "run_config")
+            assert key in known or key.split(".")[-1] in methods or model, (path, key)
+
+
+WRONG = [
+    ("optimizer.learning_rate", [-1.0, 0.0, math.nan, math.inf]),
+    ("optimizer.weight_decay", [-0.1, math.nan, math.inf]),
+    ("optimizer.clip_norm", [0.0, math.nan, -1.0]),
+    ("optimizer.b1", [-0.1, 1.0, math.nan]),
+    ("optimizer.b2", [1.5]),
+    ("optimizer.eps", [0.0, math.inf]),
+    ("optimizer.end_fraction", [-0.5, 1.0]),
+    ("optimizer.schedule", ["steps", ""]),
+    ("optimizer.warmup_steps", [-1]),
+    ("train.batch_size", [0, -4]),
+    ("train.grad_accumulation", [0, 3]),
+    ("train.num_steps", [-1, 0, 2**53]),
+    ("data.split.by", ["name"]),
+    ("data.split.valid_size", [-0.1, math.nan]),
+    ("data.source", [""]),
+    ("seed", [-1, 2**32]),
+    ("log_interval", [0]),
+    ("sample.temperature", [-1.0, math.inf]),
+    ("checkpoint.keep", [0]),
+]
+
+
+@pytest.mark.parametrize("key, value", [(key, value) for key, values in WRONG for value in values])
+def test_a_value_out_of_range_is_named_with_what_is_accepted(key, value):
+    config = runs.tiny_config("stdlib", **{key: value})
+    with pytest.raises(UserError) as error:
+        run_config.validate(config)
+    message = str(error.value)
+    assert message.startswith(f"config.{key}={value!r}: accepted is ") and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("model.seq_len", 23, "model.seq_len=23: accepted is a multiple of patch_size=4"),
+        ("model.global_model.dim", 18, "model.global_model.dim=18: accepted is a multiple of"),
+        ("model.local_model.dim", 13, "model.local_model.dim=13: accepted is a multiple of"),
+        ("model.local_model.dropout", 1.0, "model.local_model.dropout=1.0: accepted is"),
+        ("model.patch_size", 0, "model.patch_size=0: accepted is"),
+        ("model.dtype", "float8", "model.dtype='float8': accepted is one of"),
+    ],
+)
+def test_a_model_that_cannot_be_is_named_by_its_key(key, value, named):
+    with pytest.raises(UserError, match=re.escape(named)):
+        run_config.validate(runs.tiny_config("stdlib", **{key: value}))
+
+
+def test_a_missing_and_an_unknown_key_are_named():
+    config = runs.tiny_config("stdlib")
+    with config.unlocked():
+        config.optimizer.momentum = 0.5
+        with pytest.raises(UserError, match="config.optimizer.momentum: unknown"):
+            run_config.validate(config)
+        del config.optimizer.momentum, config.seed
+        with pytest.raises(UserError, match="config.seed: missing"):
+            run_config.validate(config)
+
+
+def test_a_config_comes_back_from_its_work_directory_as_it_was(tmp_path):
+    config = runs.tiny_config("stdlib", **{"model.conv_kernels": (3, 5)})
+    assert run_config.open_workdir(str(tmp_path / "a/b"), config) == tmp_path / "a/b"
+    loaded = run_config.load(tmp_path / "a/b")
+    assert loaded.to_dict() == config.to_dict()
+    assert run_config.validate(loaded) == run_config.validate(config)
+    run_config.open_workdir(str(tmp_path / "a/b"), config)
+    assert list(runs.contents(tmp_path / "a/b")) == ["config.json"]
+
+
+def test_training_may_change_on_a_resume_and_the_model_not(tmp_path):
+    run_config.open_workdir(str(tmp_path), runs.tiny_config("stdlib"))
+    longer = runs.tiny_config("stdlib", **{"train.num_steps": 99})
+    run_config.open_workdir(str(tmp_path), longer)
+    assert run_config.load(tmp_path).train.num_steps == 99
+    other = runs.tiny_config("stdlib", **{"model.local_model.dim": 24})
+    with pytest.raises(UserError, match=r"model.local_model.dim=12 where the config has 24"):
+        run_config.open_workdir(str(tmp_path), other)
+    assert run_config.load(tmp_path).to_dict() == longer.to_dict()
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"model": 3}), "\xff"])
+def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    for use in (run_config.load, lambda path: run_config.open_workdir(path, base.get_config())):
+        with pytest.raises(UserError, match="--workdir=.*: config.json is damaged; accepted is"):
+            use(str(tmp_path))
+    assert runs.contents(tmp_path) == {"config.json": text.encode("latin-1")}
+
+
+def test_checkpoints_of_an_unknown_model_are_not_written_over(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="--workdir=.*holds checkpoints but no config.json"):
+        run_config.open_workdir(str(tmp_path), base.get_config())
