@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
     config.train.num_bytes = 80_000_000_000  # budget in bytes; 0 if given in updates
     config.train.num_steps = 0  # budget in updates; 0 if given in bytes
 
-    config.optimizer = ConfigDict()  # AdamW behind a clip of the global norm
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "adamw"  # as in the paper; or muon
     config.optimizer.learning_rate = 2e-4  # at its peak
     config.optimizer.schedule = "linear"  # after the warm-up; or cosine, constant
     config.optimizer.end_fraction = 0.0  # of the peak, left at the end

@@ -30,9 +30,9 @@ def get_config() -> ConfigDict:
             dtype="float32",
         )
     )
-    config.train.update(batch_size=2, num_bytes=2_400_000)
+    config.train.update(batch_size=4, num_bytes=1_800_000)
     config.optimizer.update(
-        learning_rate=3e-3, schedule="cosine", end_fraction=0.02, warmup_steps=100
+        name="muon", learning_rate=8e-3, schedule="cosine", end_fraction=0.02, warmup_steps=50
     )
     config.log_interval = 100
     config.eval.update(interval=0, batch_size=32, num_bytes=100_000)

@@ -47,9 +47,9 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """Restores the newest state that can be read, and removes newer ones that cannot.
+    """Restores the newest state that can be read, and puts newer ones aside as N.damaged.
 
-    The run makes those again; kept, they would stand in the way of that.
+    The run makes those again; where they were they would stand in the way of that.
 
     Args:
         manager: of the run.
@@ -65,7 +65,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
         return None
     step, items = _restore_newest(manager, {"params": like.params, "opt_state": like.opt_state})
     for newer in [saved for saved in manager.all_steps() if saved > step]:
-        manager.delete(newer)
+        (Path(manager.directory) / str(newer)).rename(Path(manager.directory) / f"{newer}.damaged")
+    manager.reload()
     return TrainState(jax.numpy.int32(step), items["params"], items["opt_state"])
 
 

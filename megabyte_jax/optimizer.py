@@ -6,10 +6,12 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from megabyte_jax.errors import UserError
 
-SCHEDULES = ("linear", "cosine", "constant")
+# Three learn as much per byte as the customary five in the quickstart and cost two fifths less.
+_NEWTON_SCHULZ_STEPS = 3
 _NOT_DECAYED = ("bias", "scale", "pad")
 
 
@@ -78,28 +80,53 @@ def make_schedule(optimizer: Any, train: Any, seq_len: int) -> optax.Schedule:
 
 
 def make_optimizer(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW behind a clip of the gradients' global norm.
+    """AdamW, the paper's, or Muon (Jordan, 2024), behind a clip of the gradients' global norm.
 
-    Weights and embeddings decay; biases, normalisation scales and pads do not.
+    With AdamW weights and embeddings decay; biases, normalisation scales and pads do not. Muon
+    moves the matrices of the blocks, which alone decay, by orthogonalised updates of the size of
+    Adam's (Liu et al., 2025), so that one learning rate serves both; Adam with Nesterov momentum
+    moves the rest.
 
     Args:
         optimizer: `config.optimizer`.
         schedule: learning rate by update.
     """
-
-    def decays(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[-1].key not in _NOT_DECAYED, params
-        )
-
-    return optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(
+    clip = optax.clip_by_global_norm(optimizer.clip_norm)
+    if optimizer.name == "muon":
+        muon = optax.contrib.muon(
             schedule,
-            b1=optimizer.b1,
-            b2=optimizer.b2,
+            ns_steps=_NEWTON_SCHULZ_STEPS,
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
-            mask=decays,
-        ),
+            adam_b1=optimizer.b1,
+            adam_b2=optimizer.b2,
+            muon_weight_dimension_numbers=_block_matrices,
+            consistent_rms=0.2,
+        )
+        return optax.chain(clip, muon)
+    adamw = optax.adamw(
+        schedule,
+        b1=optimizer.b1,
+        b2=optimizer.b2,
+        eps=optimizer.eps,
+        weight_decay=optimizer.weight_decay,
+        mask=_decays,
     )
+    return optax.chain(clip, adamw)
+
+
+def _decays(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: path[-1].key not in _NOT_DECAYED, params
+    )
+
+
+def _block_matrices(params: Any) -> Any:
+    """Where Muon finds the matrices [L, in, out] of stacked blocks; None for all else."""
+
+    def axes(path: tuple[Any, ...], _: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        names = [entry.key for entry in path]
+        stacked = "blocks" in names and names[-1] == "kernel"
+        return optax.contrib.MuonDimensionNumbers(1, 2) if stacked else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)

@@ -46,6 +46,7 @@ CHECKS: dict[str, _Check] = {
     "train.grad_accumulation": _whole(1),
     "train.num_bytes": _STEPS,
     "train.num_steps": _STEPS,
+    "optimizer.name": _one_of("adamw", "muon"),
     "optimizer.learning_rate": _number(0, open_low=True),
     "optimizer.schedule": _one_of("linear", "cosine", "constant"),
     "optimizer.end_fraction": _number(0, 1),
@@ -150,13 +151,25 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
 
 
 def _require_same_model(path: Path, stored: ConfigDict, config: ConfigDict) -> None:
-    old, new = _flatten(stored.model, "model."), _flatten(config.model, "model.")
+    old, new = _of_the_checkpoint(stored), _of_the_checkpoint(config)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UserError(
                 f"--workdir={path}: holds another model, with {name}={old.get(name)!r} where the "
                 f"config has {new.get(name)!r}; accepted is a new directory or the same model"
             )
+
+
+def _of_the_checkpoint(config: ConfigDict) -> dict[str, Any]:
+    """The keys that say what a checkpoint holds and means; a run may resume with others changed."""
+    flat = _flatten(config)
+    free = ("dropout", "dtype", "remat", "scan_unroll")
+    return {
+        name: value
+        for name, value in flat.items()
+        if name == "optimizer.name"
+        or (name.startswith("model.") and name.split(".")[-1] not in free)
+    }
 
 
 def load(workdir: str | Path) -> ConfigDict:

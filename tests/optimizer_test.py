@@ -110,3 +110,36 @@ def test_all_weights_and_embeddings_of_a_model_decay_and_nothing_else():
     for path, update in jax.tree_util.tree_leaves_with_path(updates):
         decays = path[-1].key in ("kernel", "byte_embedding", "position_embedding")
         np.testing.assert_allclose(update, -0.1 * decays, err_msg=jax.tree_util.keystr(path))
+
+
+def first_updates(make):
+    """The first updates of a model, at a rate of one, for gradients that are all random."""
+    params = megabyte.init_params(runs.tiny_model(), jax.random.key(0))
+    random = np.random.default_rng(0)
+    gradients = jax.tree.map(lambda x: random.normal(size=x.shape).astype("f4"), params)
+    config, _ = settings(**{"optimizer.name": "muon", "optimizer.weight_decay": 0.0})
+    optimizer = make(config, lambda _: 1.0)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    named = jax.tree_util.tree_leaves_with_path(updates)
+    return {jax.tree_util.keystr(path): np.asarray(update, np.float64) for path, update in named}
+
+
+def nadam(config, schedule):
+    adam = optax.nadam(schedule, b1=config.b1, b2=config.b2, eps=config.eps)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam)
+
+
+def test_muon_orthogonalises_the_matrices_of_the_blocks_and_leaves_the_rest_to_adam():
+    muon, adam = first_updates(make_optimizer), first_updates(nadam)
+    for path, update in muon.items():
+        if "blocks" in path and path.endswith("['kernel']"):
+            unit = update / (0.2 * np.sqrt(max(update.shape[1:])))
+            singular = np.linalg.svd(unit, compute_uv=False)  # [L, min(in, out)]
+            assert singular.max() < 1.3 and np.median(singular) > 0.6, path
+        else:
+            np.testing.assert_allclose(update, adam[path], rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_a_step_of_muon_is_about_as_large_as_one_of_adam():
+    sizes = [np.sqrt(np.square(update).mean()) for update in first_updates(make_optimizer).values()]
+    assert 0.1 < min(sizes) and max(sizes) < 1.6
