@@ -4,6 +4,8 @@ import math
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from megabyte_jax import evaluation
 from megabyte_jax.data.corpus import open_corpus
@@ -116,9 +118,17 @@ def test_word_perplexity_is_two_to_the_bits_per_word(params):
     np.testing.assert_allclose(made, 2 ** (bits / words), rtol=1e-9)
 
 
-@pytest.mark.parametrize("document", [b"\xff\xfe a", b"a\0b", b"\xc3"])
+@pytest.mark.parametrize("document", [b"\xff\xfe a", b"a\0b", b"\xc3a"])
 def test_what_is_not_text_has_no_words(document):
     assert evaluation.count_words(runs.corpus_of(b"some text", document)) == 0
+
+
+@given(st.text(st.characters(exclude_characters="\0")), st.integers(1, 9), st.integers(0, 3))
+def test_words_are_counted_the_same_in_pieces_and_in_cut_text(text, piece_size, cut):
+    whole = f"é{text}é".encode()  # a cut leaves part of a letter at either end
+    data = whole[cut // 2 : len(whole) - cut % 2]
+    made = evaluation._count_words(np.frombuffer(data, np.uint8), piece_size)
+    assert made == len(data.split())
 
 
 @pytest.mark.parametrize("documents", [[b""], [b"a"], [b"x" * 5000], [b"a", b"b"]])
