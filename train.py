@@ -75,6 +75,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             f"on; updates {start} to {steps} on {jax.devices()[0].device_kind}"
         )
         if start >= steps:
+            reporter.say("the budget is spent; a larger train.num_bytes or num_steps goes on")
             return
         update = make_train_step(
             model, optimizer, schedule, config.seed, config.train.grad_accumulation

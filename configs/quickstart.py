@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
             dtype="float32",
         )
     )
-    config.train.update(batch_size=4, num_bytes=1_800_000)
+    config.train.update(batch_size=4, num_bytes=1_600_000)
     config.optimizer.update(
         name="muon", learning_rate=8e-3, schedule="cosine", end_fraction=0.02, warmup_steps=50
     )

@@ -68,6 +68,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if "config" in flags.FLAGS:
             _ = flags.FLAGS.config.to_dict  # a file that is not there fails only when used
         return rest
+    except SystemExit:  # of --help, to which absl gives the status of a mistake
+        sys.exit(0)
     except (OSError, ImportError, SyntaxError) as error:
         given = [option for option in argv if option.startswith("--config=")] or ["--config"]
         reason = str(error).strip().splitlines()[-1].strip()

@@ -101,13 +101,29 @@ def stream(
         top_p: sample among the likeliest bytes that together reach this probability.
         seed: the same seed gives the same bytes.
 
-    Yields:
-        The bytes after the prompt, 0 to 255.
+    Returns:
+        Iterator over the bytes after the prompt, 0 to 255.
 
     Raises:
         UserError: a setting is out of range.
     """
     check_sampling(num_bytes, temperature, top_k, top_p, seed)
+    settings = (
+        jnp.float32(temperature),
+        jnp.int32(VOCAB_SIZE if top_k is None else top_k),
+        jnp.float32(1.0 if top_p is None else top_p),
+    )
+    return _stream(config, params, prompt, num_bytes, settings, jax.random.key(seed))
+
+
+def _stream(
+    config: MegabyteConfig,
+    params: megabyte.Params,
+    prompt: bytes,
+    num_bytes: int,
+    settings: tuple[jax.Array, jax.Array, jax.Array],
+    key: jax.Array,
+) -> Iterator[int]:
     if not num_bytes:
         return
     P, T = config.patch_size, config.seq_len
@@ -117,17 +133,12 @@ def stream(
     context = prompt if len(prompt) < size else prompt[-min(keep, T - 1) :]
     length = len(context)
     window[:length] = np.frombuffer(context, np.uint8)
-    settings = (
-        jnp.float32(temperature),
-        jnp.int32(VOCAB_SIZE if top_k is None else top_k),
-        jnp.float32(1.0 if top_p is None else top_p),
-    )
     for i in range(num_bytes):
         if length == size:
             length = min(keep, T - 1)
             window[:length] = window[size - length :].copy()
-        key = jax.random.fold_in(jax.random.key(seed), i)
-        byte = int(_next_byte(config, params, window, jnp.int32(length), key, *settings))
+        byte_key = jax.random.fold_in(key, i)
+        byte = int(_next_byte(config, params, window, jnp.int32(length), byte_key, *settings))
         window[length] = byte
         length += 1
         yield byte

@@ -110,8 +110,8 @@ class TrainedModel:
             top_p: sample among the likeliest bytes that together reach this probability.
             seed: the same seed gives the same bytes.
 
-        Yields:
-            The bytes after the prompt, one at a time.
+        Returns:
+            Iterator over the bytes after the prompt, one at a time.
 
         Raises:
             UserError: a setting is out of range.

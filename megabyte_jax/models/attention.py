@@ -6,12 +6,17 @@ may also see the last r positions of the group before it (cross-patch attention,
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 # Scores of one group larger than this are never held whole: 2048 x 2048.
 _MAX_SCORES = 2**22
 _QUERY_BLOCK = 256
+# What the TPU kernel takes: lengths of whole blocks, and the heads it was compiled for.
+_FLASH_BLOCK = 128
+_FLASH_HEADS = (64, 80, 96, 128)
 
 
 def rope(x: jax.Array, positions: jax.Array) -> jax.Array:
@@ -61,8 +66,9 @@ def attention(
     """Softmax attention, causal inside each group, with r = S - T positions of the group before.
 
     Query t of a group sees its keys up to t + r; in group 0 the first r keys do not exist. The
-    softmax is in float32. Groups whose scores would not fit are computed in blocks of queries,
-    recomputed in the backward pass, so that memory grows with S and not with T * S.
+    softmax is in float32. Scores of a group that are too many to hold are computed in blocks and
+    again in the backward pass, so that memory grows with S and not with T * S: on TPU by a kernel
+    where it applies, else by plain JAX.
 
     Args:
         q: [B, G, T, H, d] queries.
@@ -74,11 +80,22 @@ def attention(
     Returns:
         [B, G, T, H, d] in the dtype of q.
     """
-    T, S = q.shape[2], k.shape[2]
+    T, S, d = q.shape[2], k.shape[2], q.shape[-1]
     keep = 1.0 if key is None else 1.0 - dropout
     if T * S <= _MAX_SCORES:
         return _attend(q, k, v, jnp.arange(T), S - T, key, keep)
+    in_blocks = functools.partial(_attend_in_blocks, key=key, keep=keep)
+    if T == S and keep == 1 and T % _FLASH_BLOCK == 0 and d in _FLASH_HEADS:
+        # Decided when lowered, so that a program for a TPU can be compiled where there is none.
+        return jax.lax.platform_dependent(q, k, v, tpu=_flash, default=in_blocks)
+    return in_blocks(q, k, v)
 
+
+def _attend_in_blocks(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, key: jax.Array | None, keep: float
+) -> jax.Array:
+    """Attends from blocks of queries, one after another, each recomputed in the backward pass."""
+    T, S = q.shape[2], k.shape[2]
     attend = jax.checkpoint(_attend, static_argnums=(4, 6))
     starts = jnp.arange(0, T, _QUERY_BLOCK)
     padded = jnp.pad(q, [(0, 0), (0, 0), (0, -T % _QUERY_BLOCK), (0, 0), (0, 0)])
@@ -91,6 +108,23 @@ def attention(
 
     out = jax.lax.map(one, starts)  # [T / block, B, G, block, H, d]
     return jnp.moveaxis(out, 0, 2).reshape(padded.shape)[:, :, :T]
+
+
+def _flash(q: jax.Array, k: jax.Array, v: jax.Array, *, interpret: bool = False) -> jax.Array:
+    """JAX's own TPU kernel, which skips what the causal mask hides; no group before, no dropout."""
+    # Here and not above: only a model of long sequences needs Pallas.
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    B, G, T, H, d = q.shape
+    mask = splash.MultiHeadMask([splash.CausalMask((T, T))] * H)
+    attend = splash.make_splash_mha_single_device(mask, interpret=interpret)
+
+    def heads_first(x: jax.Array) -> jax.Array:  # [B * G, H, T, d]
+        x = jnp.repeat(x, H // x.shape[3], axis=3)
+        return jnp.moveaxis(x, 3, 2).reshape(B * G, H, T, d)
+
+    out = jax.vmap(attend)(heads_first(q * d**-0.5), heads_first(k), heads_first(v))
+    return jnp.moveaxis(out.reshape(B, G, H, T, d), 2, 3)
 
 
 def _attend(

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -129,3 +131,24 @@ def test_with_previous_prepends_the_end_of_the_group_before():
     np.testing.assert_array_equal(got[:, 1:, :3], x[:, :-1, 1:])
     np.testing.assert_array_equal(got[:, :, 3:], x)
     assert with_previous(x, 0) is x
+
+
+def test_the_kernel_for_tpus_gives_the_same_values_and_gradients():
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (
+        rng.normal(size=(2, 1, 256, heads, 64)).astype("f4") for heads in (4, 2, 2, 4)
+    )
+    kernel = functools.partial(module._flash, interpret=True)  # as Python, on any machine
+    made, reference = (jax.vjp(f, q, k, v) for f in (kernel, attention))
+    np.testing.assert_allclose(made[0], reference[0], atol=1e-5)
+    for a, b in zip(made[1](weights), reference[1](weights), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_only_a_program_for_a_tpu_holds_the_kernel(monkeypatch):
+    monkeypatch.setattr(module, "_MAX_SCORES", 0)
+    q = jax.ShapeDtypeStruct((1, 1, 128, 2, 64), jnp.float32)
+    traced = jax.jit(jax.grad(lambda q: attention(q, q, q).sum())).trace(q)
+    for platform, there in (("cpu", False), ("tpu", True)):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("tpu_custom_call" in text) == there
