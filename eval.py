@@ -1,18 +1,20 @@
 """Evaluates a run: eval.py --workdir=DIR [--split=test] [--data=PATH] [--output=FILE]."""
 
 import json
+import re
 from pathlib import Path
 
 from absl import flags
 
 from megabyte_jax import cli
+from megabyte_jax.errors import UserError
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a trained run.", required=True)
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which part of its data.")
 DATA = flags.DEFINE_string(
     "data", None, "Other data to evaluate, all of it: a file, directory, ..."
 )
-OUTPUT = flags.DEFINE_string("output", None, "The JSON file; by default in DIR/eval/.")
+OUTPUT = flags.DEFINE_string("output", None, "The JSON file; by default one in DIR/eval/.")
 
 
 def main() -> None:
@@ -23,13 +25,18 @@ def main() -> None:
 
     config = run_config.load(WORKDIR.value)
     if DATA.value is None:
+        split = name = SPLIT.value
         documents = corpus.open_corpus(config.data.source)
-        split = SPLIT.value
         documents = splits.split_corpus(documents, split, **config.data.split)
+    elif flags.FLAGS["split"].present:
+        raise UserError(f"--split={SPLIT.value}: accepted is this or --data, which has no splits")
     else:
-        documents, split = corpus.open_corpus(DATA.value, option="--data"), "all"
+        documents = corpus.open_corpus(DATA.value, option="--data")
+        split, name = "all", re.sub(r"\W+", "_", DATA.value).strip("_")
     model = trained.load(WORKDIR.value)
-    output = Path(OUTPUT.value or Path(WORKDIR.value) / "eval" / f"{split}-basic.json")
+    output = Path(WORKDIR.value) / "eval" / f"{name}-basic.json"
+    if OUTPUT.value is not None:
+        output = Path(OUTPUT.value)
     cli.require_writable("output", output)
 
     print(f"compiling, then evaluating {documents.num_bytes:,} bytes ...", flush=True)

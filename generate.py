@@ -43,6 +43,7 @@ def main() -> None:
     generation.check_sampling(*settings)
     prompt = read_prompt()
     made = trained.load(WORKDIR.value).stream(prompt, *settings)
+    print("compiling ...", file=sys.stderr)
     for text in printable_stream(made):
         sys.stdout.buffer.write(text.encode())  # UTF-8 whatever the locale
         sys.stdout.buffer.flush()

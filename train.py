@@ -4,7 +4,7 @@ Run again on the same directory it resumes, bit for bit, from the last checkpoin
 """
 
 import contextlib
-import os
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -50,6 +50,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
     directory = run_config.open_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, schedule)
+    print("compiling the initial state ...", file=sys.stderr)
     state = init_state(model, optimizer, config.seed)
 
     def due(interval: int) -> bool:
@@ -96,14 +97,14 @@ def train(config: ConfigDict, workdir: str) -> None:
             reporter.update(*previous)  # before a save, which must not hold a non-finite state
             previous = None
             if due(config.eval.interval):
-                with reporter.paused("evaluating"):
+                with reporter.paused("evaluating", compiles=True):
                     result = evaluation.evaluate(
                         model, state.params, valid, config.eval.batch_size, config.eval.num_bytes
                     )
                 reporter.evaluation(step, result.bits_per_byte, result.bytes)
             if due(config.sample.interval):
-                with reporter.paused("sampling"):
-                    prompt = os.fsencode(config.sample.prompt)
+                with reporter.paused("sampling", compiles=True):
+                    prompt = config.sample.prompt.encode("utf-8", "surrogateescape")
                     sample = generation.stream(
                         model,
                         state.params,
@@ -114,9 +115,9 @@ def train(config: ConfigDict, workdir: str) -> None:
                     )
                     reporter.sample(step, prompt + bytes(sample))
             if due(config.checkpoint.interval):
-                checkpoint.save(manager, state)
-        with reporter.paused("saving"):
-            manager.wait_until_finished()
+                with reporter.paused("saving"):
+                    checkpoint.save(manager, state)
+        manager.wait_until_finished()
 
 
 def main() -> None:

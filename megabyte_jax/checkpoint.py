@@ -47,7 +47,7 @@ def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
 
 
 def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """Restores the newest state that can be read, and puts newer ones aside as N.damaged.
+    """Restores the newest state that can be read, and puts newer ones aside, renamed.
 
     The run makes those again; where they were they would stand in the way of that.
 
@@ -65,7 +65,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
         return None
     step, items = _restore_newest(manager, {"params": like.params, "opt_state": like.opt_state})
     for newer in [saved for saved in manager.all_steps() if saved > step]:
-        (Path(manager.directory) / str(newer)).rename(Path(manager.directory) / f"{newer}.damaged")
+        folder = Path(manager.directory)
+        (folder / str(newer)).rename(folder / f"{newer}.damaged.{time.time_ns()}")
     manager.reload()
     return TrainState(jax.numpy.int32(step), items["params"], items["opt_state"])
 
@@ -92,8 +93,8 @@ def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[i
         steps = manager.all_steps()
         if not steps or (step is not None and step not in steps):
             raise UserError(
-                f"--workdir={workdir}: has no checkpoint{'' if step is None else f' {step}'}; "
-                f"there are {sorted(steps) or 'none'}"
+                f"--workdir={workdir}: has no checkpoint {'yet' if step is None else step}; "
+                f"accepted is a trained run{f', with checkpoints {sorted(steps)}' if steps else ''}"
             )
         found, items = _restore_newest(manager, {"params": like}, step)
     return found, items["params"]

@@ -32,6 +32,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
             return main()
         except RunError as error:
             _fail(error, error.exit_status)
+        except MemoryError as error:
+            _fail(f"not enough memory: {error}; accepted is a smaller batch or model", 1)
         except KeyboardInterrupt:
             _fail("interrupted", 130)
         except BrokenPipeError:
@@ -78,7 +80,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         _fail(_unknown_key(argv, error))
     except (flags.Error, UserError, TypeError, ValueError) as error:
         before, _, trace = str(error).partition("Error whilst parsing config file:")
-        _fail(before + (trace.splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}."))
+        text = before + (trace.splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}.")
+        hint = "; accepted is a value of the type in configs/base.py, or what --help lists"
+        _fail(text if "accepted" in text else text + hint)
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:

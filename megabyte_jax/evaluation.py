@@ -95,10 +95,7 @@ def score(
         count = max(1, math.ceil(len(table) * limit / corpus.num_bytes))
         table = table[np.linspace(0, len(table) - 1, count).astype(np.int64)]
     batch_size = max(1, min(batch_size, len(table)))
-    batches = eval_batches(corpus, table, batch_size, config.seq_len)
-    total = -(-len(table) // batch_size)
-    shown = tqdm(batches, "evaluating", total, leave=False, unit="batch", disable=None)
-    for x, lengths, documents in shown:
+    for x, lengths, documents in eval_batches(corpus, table, batch_size, config.seq_len):
         yield np.asarray(nll(config, params, x)), lengths, documents
 
 
@@ -118,7 +115,10 @@ def evaluate(
     nats, sizes = np.zeros(len(corpus)), np.zeros(len(corpus), np.int64)
     position_nats, position_sizes = np.zeros(P), np.zeros(P, np.int64)
     start, first = math.nan, 0
+    total = min(limit or corpus.num_bytes, corpus.num_bytes)
+    bar = tqdm(total=total, unit="B", unit_scale=True, leave=False, disable=None)
     for losses, lengths, documents in score(config, params, corpus, batch_size, limit):
+        bar.update(int(lengths.sum()))
         if math.isnan(start):
             start, first = time.perf_counter(), int(lengths.sum())
         scored = np.arange(losses.shape[1]) < lengths[:, None]  # [B, T], by position, not value
@@ -127,6 +127,7 @@ def evaluate(
         np.add.at(sizes, documents, lengths)
         position_nats += masked.reshape(-1, P).sum(axis=0)
         position_sizes += scored.reshape(-1, P).sum(axis=0)
+    bar.close()
     rest = int(sizes.sum()) - first
     speed = rest / (time.perf_counter() - start) if rest else math.nan
     return Evaluation(nats, sizes, position_nats, position_sizes, speed)

@@ -44,22 +44,24 @@ def _per_position(config: TransformerConfig, keys: int) -> float:
     return config.num_layers * (2 * weights + 4 * keys * attended)
 
 
-def matmul_rate(dtype: str, size: int = 1024, seconds: float = 0.3) -> float:
-    """Measures the fastest matrix product of this process's default device.
+def matmul_rate(dtype: str, seconds: float = 0.3) -> float:
+    """Measures the fastest matrix products of this process's default device.
 
     Args:
         dtype: of the matrices.
-        size: rows and columns of the square matrices.
         seconds: how long to measure.
 
     Returns:
         FLOP per second.
     """
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(jnp.matmul).lower(a, a).compile()
+    # An accelerator needs large products, several per launch, to show what it can do.
+    size, repeats = (1024, 1) if jax.default_backend() == "cpu" else (4096, 16)
+    a = jnp.full((size, size), 1 / size, dtype)
+    chain = jax.jit(lambda x: jax.lax.fori_loop(0, repeats, lambda _, y: y @ x, x))
+    product = chain.lower(a).compile()
     best, end = 0.0, time.perf_counter() + seconds
     while best == 0 or time.perf_counter() < end:
         start = time.perf_counter()
-        jax.block_until_ready(product(a, a))
-        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+        jax.block_until_ready(product(a))
+        best = max(best, repeats * 2 * size**3 / (time.perf_counter() - start))
     return best

@@ -63,6 +63,7 @@ class Reporter:
             dynamic_ncols=True,
         )
         self._since, self._paused, self._steps = time.perf_counter(), 0.0, 0
+        self._begun: set[str] = set()
 
     def __enter__(self) -> Reporter:
         """Returns itself; leaving the block closes the files."""
@@ -85,13 +86,15 @@ class Reporter:
         sys.stderr.flush()
 
     @contextlib.contextmanager
-    def paused(self, what: str) -> Iterator[None]:
+    def paused(self, what: str, *, compiles: bool = False) -> Iterator[None]:
         """Says what is done inside, and leaves its time out of the training speed.
 
         Args:
-            what: is done, such as `compiling`.
+            what: is done.
+            compiles: whether it compiles the first time.
         """
-        self.say(f"{what} ...")
+        first, self._begun = what not in self._begun, self._begun | {what}
+        self.say(f"{'compiling and ' if compiles and first else ''}{what} ...")
         start = time.perf_counter()
         yield
         self._paused += time.perf_counter() - start

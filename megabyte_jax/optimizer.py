@@ -26,9 +26,15 @@ def num_steps(train: Any, seq_len: int) -> int:
         Number of updates, rounded up.
 
     Raises:
-        UserError: both or none of num_steps and num_bytes are set.
+        UserError: both or none of num_steps and num_bytes are set, or they are too many.
     """
-    return _steps("train.num", train.num_steps, train.num_bytes, train.batch_size * seq_len)
+    steps = _steps("train.num", train.num_steps, train.num_bytes, train.batch_size * seq_len)
+    if not 0 < steps < 2**31:
+        raise UserError(
+            f"train.num_steps={train.num_steps}: accepted is a budget in num_steps or in "
+            f"num_bytes (now {train.num_bytes}) of at least one update and below 2**31"
+        )
+    return steps
 
 
 def _steps(name: str, steps: int, byte_count: int, bytes_per_step: int) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,41 +16,59 @@ from megabyte_jax.models.config import MegabyteConfig, from_mapping
 _Check = tuple[Callable[[Any], bool], str]
 
 
-def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> _Check:
-    """A finite number from `low` (or above it, if open) to below `high`."""
-    text = f"a number {'above' if open_low else 'of at least'} {low:g}"
-    text += f" and below {high:g}" if high < math.inf else ""
-    return (lambda x: (low < x if open_low else low <= x) and x < high and math.isfinite(x)), text
+_FLOAT32_MAX = 3.4e38
+
+
+def _number(low: float, high: float = _FLOAT32_MAX, *, open_low: bool = False) -> _Check:
+    """A number from `low` (or above it, if open) to below `high`."""
+
+    def ok(x: Any) -> bool:
+        is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
+        return is_number and (low < x if open_low else low <= x) and x < high
+
+    return ok, f"a number {'above' if open_low else 'of at least'} {low:g} and below {high:g}"
+
+
+def _whole(low: int, bits: int = 31) -> _Check:
+    """A whole number from `low` to below 2 ** bits."""
+
+    def ok(x: Any) -> bool:
+        return isinstance(x, int) and not isinstance(x, bool) and low <= x < 2**bits
+
+    return ok, f"a whole number of at least {low} and below 2**{bits}"
 
 
 def _one_of(*choices: str) -> _Check:
     return (lambda x: x in choices), "one of " + ", ".join(choices)
 
 
-def _whole(low: int) -> _Check:
-    return (lambda x: low <= x < 2**53), f"a whole number of at least {low}"
+def _is_text(x: Any) -> bool:
+    try:
+        return isinstance(x, str) and x.encode("utf-8", "surrogateescape") is not None
+    except UnicodeEncodeError:
+        return False
 
 
 _STEPS = _whole(0)
-_TEXT: _Check = ((lambda x: isinstance(x, str)), "text")
+_BYTES = _whole(0, 53)
 
 # Every key outside `model`, which MegabyteConfig checks.
 CHECKS: dict[str, _Check] = {
-    "seed": ((lambda x: 0 <= x < 2**32), "a whole number from 0 to below 2**32"),
-    "data.source": ((lambda x: x != ""), "stdlib, or a file, directory or glob"),
+    "seed": _whole(0, 32),
+    "data.source": ((lambda x: _is_text(x) and x != ""), "stdlib, or a file, directory or glob"),
     "data.split.by": _one_of("document", "bytes", "folder"),
     "data.split.valid_size": _number(0),
     "data.split.test_size": _number(0),
     "train.batch_size": _whole(1),
     "train.grad_accumulation": _whole(1),
-    "train.num_bytes": _STEPS,
+    "train.num_bytes": _BYTES,
     "train.num_steps": _STEPS,
     "optimizer.name": _one_of("adamw", "muon"),
     "optimizer.learning_rate": _number(0, open_low=True),
     "optimizer.schedule": _one_of("linear", "cosine", "constant"),
     "optimizer.end_fraction": _number(0, 1),
     "optimizer.warmup_steps": _STEPS,
-    "optimizer.warmup_bytes": _STEPS,
+    "optimizer.warmup_bytes": _BYTES,
     "optimizer.b1": _number(0, 1),
     "optimizer.b2": _number(0, 1),
     "optimizer.eps": _number(0, open_low=True),
@@ -60,9 +77,9 @@ CHECKS: dict[str, _Check] = {
     "log_interval": _whole(1),
     "eval.interval": _STEPS,
     "eval.batch_size": _whole(1),
-    "eval.num_bytes": _STEPS,
+    "eval.num_bytes": _BYTES,
     "sample.interval": _STEPS,
-    "sample.prompt": _TEXT,
+    "sample.prompt": (_is_text, "text"),
     "sample.num_bytes": _STEPS,
     "sample.temperature": _number(0),
     "checkpoint.interval": _STEPS,
@@ -85,22 +102,17 @@ def validate(config: ConfigDict) -> MegabyteConfig:
     """
     flat = _flatten({name: value for name, value in config.items() if name != "model"})
     for name in flat.keys() - CHECKS.keys():
-        raise UserError(f"config.{name}: unknown; accepted are the keys of configs/base.py")
+        raise UserError(f"{name}: unknown; accepted are the keys of configs/base.py")
     for name in CHECKS.keys() - flat.keys():
-        raise UserError(f"config.{name}: missing; configs/base.py declares it")
+        raise UserError(f"{name}: missing; configs/base.py declares it")
     for name, (ok, accepted) in CHECKS.items():
         if not ok(flat[name]):
-            raise UserError(f"config.{name}={flat[name]!r}: accepted is {accepted}")
+            raise UserError(f"{name}={flat[name]!r}: accepted is {accepted}")
     train = config.train
     if train.batch_size % train.grad_accumulation:
         raise UserError(
-            f"config.train.grad_accumulation={train.grad_accumulation}: accepted is a divisor of "
+            f"train.grad_accumulation={train.grad_accumulation}: accepted is a divisor of "
             f"train.batch_size={train.batch_size}"
-        )
-    if bool(train.num_steps) == bool(train.num_bytes):
-        raise UserError(
-            f"config.train.num_steps={train.num_steps}: accepted is a budget either in "
-            f"num_steps or in num_bytes (now {train.num_bytes}), the other 0"
         )
     return from_mapping(config.model.to_dict())
 
@@ -126,18 +138,20 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
         The directory.
 
     Raises:
-        UserError: it is not a directory, cannot be written, or holds another model.
+        UserError: it is not a directory, cannot be written, or holds another run.
     """
+    if not workdir:
+        raise UserError("--workdir='': accepted is a directory that can be written")
     path = Path(workdir)
     stored = path / "config.json"
+    config = config.copy_and_resolve_references()
+    if config.data.source != "stdlib":  # eval.py may be started elsewhere
+        config.data.source = os.path.abspath(os.path.expanduser(config.data.source))
     if stored.exists():
-        _require_same_model(path, load(workdir), config)
+        _require_same_run(path, load(workdir), config)
     elif path.is_dir() and (path / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds checkpoints but no config.json")
-    fields = config.to_dict()
-    if fields["data"]["source"] != "stdlib":  # eval.py may be started elsewhere
-        fields["data"]["source"] = os.path.abspath(os.path.expanduser(fields["data"]["source"]))
-    text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
     part = path / "config.json.part"
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -150,26 +164,31 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
     return path
 
 
-def _require_same_model(path: Path, stored: ConfigDict, config: ConfigDict) -> None:
-    old, new = _of_the_checkpoint(stored), _of_the_checkpoint(config)
+def _require_same_run(path: Path, stored: ConfigDict, config: ConfigDict) -> None:
+    old, new = _identity(stored), _identity(config)
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             raise UserError(
-                f"--workdir={path}: holds another model, with {name}={old.get(name)!r} where the "
-                f"config has {new.get(name)!r}; accepted is a new directory or the same model"
+                f"--workdir={path}: holds another run, with {name}={old.get(name)!r} where the "
+                f"config has {new.get(name)!r}; accepted is a new directory or the same value"
             )
 
 
-def _of_the_checkpoint(config: ConfigDict) -> dict[str, Any]:
-    """The keys that say what a checkpoint holds and means; a run may resume with others changed."""
-    flat = _flatten(config)
+def _identity(config: ConfigDict) -> dict[str, Any]:
+    """The keys that say what a checkpoint holds and which bytes were seen at its step.
+
+    With any other key changed a run may go on: a larger budget, another schedule or dtype.
+    """
     free = ("dropout", "dtype", "remat", "scan_unroll")
-    return {
+    flat = _flatten(config)
+    kept = {
         name: value
         for name, value in flat.items()
-        if name == "optimizer.name"
+        if name in ("seed", "train.batch_size", "optimizer.name")
+        or name.startswith("data.")
         or (name.startswith("model.") and name.split(".")[-1] not in free)
     }
+    return json.loads(json.dumps(kept))  # as JSON has it, a tuple is a list
 
 
 def load(workdir: str | Path) -> ConfigDict:
@@ -184,10 +203,11 @@ def load(workdir: str | Path) -> ConfigDict:
     path = Path(workdir) / "config.json"
     try:
         fields = json.loads(path.read_text())
-        fields["model"]["conv_kernels"] = tuple(fields["model"]["conv_kernels"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        config = ConfigDict(fields)
+        config.model.items()
+        return config
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = getattr(error, "strerror", None) or "config.json is damaged"
         raise UserError(
             f"--workdir={workdir}: {reason}; accepted is the directory of a run of train.py"
         ) from None
-    return ConfigDict(fields)

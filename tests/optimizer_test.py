@@ -49,6 +49,13 @@ def test_budgets_in_bytes_are_those_in_updates_rounded_up():
     np.testing.assert_array_equal(rates(**by_bytes, **warmup), rates())
 
 
+@pytest.mark.parametrize("steps, bytes_", [(0, 0), (3, 999), (0, 2**52)])
+def test_a_budget_is_one_number_that_can_be_counted(steps, bytes_):
+    changes = {"train.num_steps": steps, "train.num_bytes": bytes_, "train.batch_size": 1}
+    with pytest.raises(UserError, match=r"^train.num_(steps|bytes)=\d+: accepted is"):
+        num_steps(settings(**changes)[1], runs.T)
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [

@@ -29,8 +29,8 @@ def _require(ok: bool, name: str, value: object, accepted: str) -> None:
 
 
 def _require_int(name: str, value: object, minimum: int) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and value >= minimum
-    _require(ok, name, value, f"a whole number of at least {minimum}")
+    ok = isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**31
+    _require(ok, name, value, f"a whole number of at least {minimum} and below 2**31")
 
 
 def _require_bool(name: str, value: object) -> None:
@@ -179,10 +179,11 @@ class MegabyteConfig:
             self.cross_patch,
             f"at most patch_size={self.patch_size}",
         )
-        ok = isinstance(self.conv_kernels, tuple)
-        _require(ok, "conv_kernels", self.conv_kernels, "a tuple of whole numbers")
-        for kernel in self.conv_kernels:
-            _require_int("conv_kernels", kernel, 1)
+        kernels = self.conv_kernels
+        ok = isinstance(kernels, tuple) and all(
+            isinstance(kernel, int) and 1 <= kernel <= self.seq_len for kernel in kernels
+        )
+        _require(ok, "conv_kernels", kernels, "a tuple of widths up to seq_len, such as (3, 5, 7)")
         for name in ("byte_positions", "local_positions"):
             _require_bool(name, getattr(self, name))
         _require_choice("init", self.init, INITS)

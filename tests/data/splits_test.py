@@ -95,7 +95,7 @@ def test_a_split_by_folder_follows_the_folders():
 @pytest.mark.parametrize("size", [float("nan"), float("inf"), -0.1, -1, 1.5])
 def test_a_size_out_of_range_is_an_error(by, option, size):
     sizes = {"valid_size": 0.1, "test_size": 0.1, option: size}
-    with pytest.raises(UserError, match=f"^data.{option}={size}: accepted: "):
+    with pytest.raises(UserError, match=f"^data.split.{option}={size}: accepted: "):
         split_corpus(sized(10), "train", by=by, **sizes)
 
 
@@ -112,7 +112,7 @@ def test_sizes_that_leave_nothing_to_train_on_are_an_error(by, valid, test):
 @pytest.mark.parametrize("by", ["document", "bytes"])
 def test_an_empty_split_is_an_error_that_says_what_to_change(by):
     with pytest.raises(
-        UserError, match=f"split_by='{by}': the valid .*another data.split.valid_size"
+        UserError, match=f"split.by='{by}': the valid .*another data.split.valid_size"
     ):
         split_corpus(sized(10), "valid", by=by, valid_size=0.0, test_size=0.0)
 

@@ -120,12 +120,12 @@ def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(arguments, named,
     assert runs.contents(place) == before
 
 
-def test_a_work_directory_of_another_model_is_left_alone(finished_run, capfd):
+def test_a_work_directory_of_another_run_is_left_alone(finished_run, capfd):
     before = runs.contents(finished_run)
     arguments = ["--config=configs/quickstart.py", f"--workdir={finished_run}"]
     assert runs.run_main("train", *arguments) == 2
     err = capfd.readouterr().err
-    assert err.count("\n") == 1 and "holds another model" in err and "accepted is" in err
+    assert err.count("\n") == 1 and "holds another run" in err and "accepted is" in err
     assert runs.contents(finished_run) == before
 
 
