@@ -1,5 +1,7 @@
 """Learns the source code of Python's standard library in about three minutes on two CPU cores.
 
+It ends near 1.8 bits per byte on the held-out test split (README.md says where that was measured).
+
 train.py --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
