@@ -42,16 +42,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     schedule = make_schedule(config.optimizer, config.train, model.seq_len)
     documents = corpus.open_corpus(config.data.source)
     valid = splits.split_corpus(documents, "valid", **config.data.split)
-    sampler = windows.TrainWindows(
-        splits.split_corpus(documents, "train", **config.data.split),
-        model.seq_len,
-        config.train.batch_size,
-        config.seed,
-    )
+    trained = splits.split_corpus(documents, "train", **config.data.split)
+    sampler = windows.TrainWindows(trained, model.seq_len, config.train.batch_size, config.seed)
     directory = run_config.open_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, schedule)
     print("compiling the initial state ...", file=sys.stderr)
     state = init_state(model, optimizer, config.seed)
+
+    intervals = [part.interval for part in (config.eval, config.sample, config.checkpoint)]
 
     def due(interval: int) -> bool:
         return step == steps or (interval > 0 and step % interval == 0)
@@ -90,9 +88,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             if previous:  # waits for the update before this one, which runs meanwhile
                 reporter.update(*previous)
             previous = step, metrics
-            if not any(
-                due(part.interval) for part in (config.eval, config.sample, config.checkpoint)
-            ):
+            if not any(map(due, intervals)):
                 continue
             reporter.update(*previous)  # before a save, which must not hold a non-finite state
             previous = None
@@ -117,7 +113,6 @@ def train(config: ConfigDict, workdir: str) -> None:
             if due(config.checkpoint.interval):
                 with reporter.paused("saving"):
                     checkpoint.save(manager, state)
-        manager.wait_until_finished()
 
 
 def main() -> None:

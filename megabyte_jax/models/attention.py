@@ -10,6 +10,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 # Scores of one group larger than this are never held whole: 2048 x 2048.
 _MAX_SCORES = 2**22
@@ -30,7 +31,8 @@ def rope(x: jax.Array, positions: jax.Array) -> jax.Array:
         [..., T, H, d] in the dtype of x.
     """
     half = x.shape[-1] // 2
-    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    # In float64, not in the program: an error here grows with the position.
+    frequencies = jnp.asarray(10_000.0 ** (-np.arange(half) / half), jnp.float32)
     angles = jnp.outer(positions, frequencies)[:, None]  # [T, 1, d / 2]
     shape = (1,) * (x.ndim - 3) + angles.shape
     sin, cos = jnp.sin(angles).reshape(shape), jnp.cos(angles).reshape(shape)
