@@ -18,7 +18,7 @@ import train
 from benchmarks import machine
 from configs import enwik8
 from megabyte_jax import flops, run_config
-from megabyte_jax.models import megabyte
+from megabyte_jax.models import functional
 
 LEARNING_RATES = {"adamw": 4e-3, "muon": 8e-3}
 
@@ -41,7 +41,7 @@ def main() -> None:
         train.train(config, workdir)
         lines = (Path(workdir) / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
-    params = jax.eval_shape(lambda: megabyte.init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: functional.init_params(model, jax.random.key(0)))
     name = config.data.source = Path(options.data).name
     report = {
         **machine.description(

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from megabyte_jax.models import megabyte
-from megabyte_jax.models.config import MegabyteConfig
+from megabyte_jax.models import functional
+from megabyte_jax.models.config import ModelConfig
 
 Metrics = dict[str, jax.Array]
 
@@ -24,12 +24,12 @@ class TrainState(NamedTuple):
     """
 
     step: jax.Array
-    params: megabyte.Params
+    params: functional.Params
     opt_state: Any
 
 
 def init_state(
-    model: MegabyteConfig, optimizer: optax.GradientTransformation, seed: int
+    model: ModelConfig, optimizer: optax.GradientTransformation, seed: int
 ) -> TrainState:
     """The state before the first update.
 
@@ -38,12 +38,12 @@ def init_state(
         optimizer: the optax chain.
         seed: of the initial weights.
     """
-    params = megabyte.init_params(model, jax.random.key(seed))
+    params = functional.init_params(model, jax.random.key(seed))
     return TrainState(jnp.int32(0), params, optimizer.init(params))
 
 
 def make_train_step(
-    model: MegabyteConfig,
+    model: ModelConfig,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     seed: int,
@@ -64,8 +64,8 @@ def make_train_step(
         parameters it began with; learning_rate; param_norm of the parameters it made.
     """
 
-    def loss_fn(params: megabyte.Params, x: jax.Array, key: jax.Array) -> jax.Array:
-        return megabyte.nll(model, params, x, key).mean()
+    def loss_fn(params: functional.Params, x: jax.Array, key: jax.Array) -> jax.Array:
+        return functional.nll(model, params, x, key).mean()
 
     def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)

@@ -6,13 +6,13 @@ import pytest
 
 from megabyte_jax import checkpoint
 from megabyte_jax.errors import CheckpointError, UserError
-from megabyte_jax.models import megabyte
+from megabyte_jax.models import functional
 from megabyte_jax.training import TrainState
 from tests import runs
 
 # Orbax leaves reads behind when one fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-LIKE = jax.eval_shape(lambda: megabyte.init_params(runs.tiny_model(), jax.random.key(0)))
+LIKE = jax.eval_shape(lambda: functional.init_params(runs.tiny_model(), jax.random.key(0)))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import optax
 import pytest
 
 from megabyte_jax.errors import UserError
-from megabyte_jax.models import megabyte
+from megabyte_jax.models import functional
 from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
 from tests import runs
 
@@ -109,7 +109,7 @@ def test_updates_are_those_of_adamw_behind_a_clip():
 
 
 def test_all_weights_and_embeddings_of_a_model_decay_and_nothing_else():
-    params = megabyte.init_params(runs.tiny_model(), jax.random.key(0))
+    params = functional.init_params(runs.tiny_model(), jax.random.key(0))
     params = jax.tree.map(jax.numpy.ones_like, params)
     optimizer = make_optimizer(settings()[0], lambda _: 1.0)
     zero = jax.tree.map(jax.numpy.zeros_like, params)
@@ -121,7 +121,7 @@ def test_all_weights_and_embeddings_of_a_model_decay_and_nothing_else():
 
 def first_updates(make):
     """The first updates of a model, at a rate of one, for gradients that are all random."""
-    params = megabyte.init_params(runs.tiny_model(), jax.random.key(0))
+    params = functional.init_params(runs.tiny_model(), jax.random.key(0))
     random = np.random.default_rng(0)
     gradients = jax.tree.map(lambda x: random.normal(size=x.shape).astype("f4"), params)
     config, _ = settings(**{"optimizer.name": "muon", "optimizer.weight_decay": 0.0})

@@ -7,6 +7,7 @@ may also see the last r positions of the group before it (cross-patch attention,
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -62,20 +63,23 @@ def attention(
     k: jax.Array,
     v: jax.Array,
     *,
+    banded: bool = False,
     dropout: float = 0.0,
     key: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax attention, causal inside each group, with r = S - T positions of the group before.
 
-    Query t of a group sees its keys up to t + r; in group 0 the first r keys do not exist. The
-    softmax is in float32. Scores of a group that are too many to hold are computed in blocks and
-    again in the backward pass, so that memory grows with S and not with T * S: on TPU by a kernel
-    where it applies, else by plain JAX.
+    Query t of a group sees its keys up to t + r; in group 0 the first r keys do not exist. With
+    `banded` it sees only the last r of those: a window of r positions that slides over the groups.
+    The softmax is in float32. Scores of a group that are too many to hold are computed in blocks
+    and again in the backward pass, so that memory grows with S and not with T * S: on TPU by a
+    kernel where it applies, else by plain JAX.
 
     Args:
         q: [B, G, T, H, d] queries.
         k: [B, G, S, N, d] keys of N <= H heads (each shared by H / N query heads).
         v: [B, G, S, N, d] values.
+        banded: whether the first t + 1 keys are hidden from query t; needs r = T.
         dropout: probability of dropping an attention weight; needs `key`.
         key: randomness of the dropout; None turns it off.
 
@@ -85,8 +89,8 @@ def attention(
     T, S, d = q.shape[2], k.shape[2], q.shape[-1]
     keep = 1.0 if key is None else 1.0 - dropout
     if T * S <= _MAX_SCORES:
-        return _attend(q, k, v, jnp.arange(T), S - T, key, keep)
-    in_blocks = functools.partial(_attend_in_blocks, key=key, keep=keep)
+        return _attend(q, k, v, jnp.arange(T), S - T, banded, key, keep)
+    in_blocks = functools.partial(_attend_in_blocks, banded=banded, key=key, keep=keep)
     if T == S and keep == 1 and T % _FLASH_BLOCK == 0 and d in _FLASH_HEADS:
         # Decided when lowered, so that a program for a TPU can be compiled where there is none.
         return jax.lax.platform_dependent(q, k, v, tpu=_flash, default=in_blocks)
@@ -94,11 +98,17 @@ def attention(
 
 
 def _attend_in_blocks(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, key: jax.Array | None, keep: float
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    banded: bool,
+    key: jax.Array | None,
+    keep: float,
 ) -> jax.Array:
     """Attends from blocks of queries, one after another, each recomputed in the backward pass."""
     T, S = q.shape[2], k.shape[2]
-    attend = jax.checkpoint(_attend, static_argnums=(4, 6))
+    attend = jax.checkpoint(_attend, static_argnums=(4, 5, 7))
     starts = jnp.arange(0, T, _QUERY_BLOCK)
     padded = jnp.pad(q, [(0, 0), (0, 0), (0, -T % _QUERY_BLOCK), (0, 0), (0, 0)])
 
@@ -106,7 +116,7 @@ def _attend_in_blocks(
         rows = start + jnp.arange(_QUERY_BLOCK)
         block_key = None if key is None else jax.random.fold_in(key, start)
         part = jax.lax.dynamic_slice_in_dim(padded, start, _QUERY_BLOCK, axis=2)
-        return attend(part, k, v, rows, S - T, block_key, keep)
+        return attend(part, k, v, rows, S - T, banded, block_key, keep)
 
     out = jax.lax.map(one, starts)  # [T / block, B, G, block, H, d]
     return jnp.moveaxis(out, 0, 2).reshape(padded.shape)[:, :, :T]
@@ -135,6 +145,7 @@ def _attend(
     v: jax.Array,
     rows: jax.Array,
     previous: int,
+    banded: bool,
     key: jax.Array | None,
     keep: float,
 ) -> jax.Array:
@@ -145,6 +156,8 @@ def _attend(
     scores = jnp.einsum("bgtnhd,bgsnd->bgnhts", q, k, preferred_element_type=jnp.float32)
     columns = jnp.arange(S)
     mask = columns[None, :] <= rows[:, None] + previous
+    if banded:
+        mask &= columns[None, :] > rows[:, None]
     if previous:
         exists = (columns[None, :] >= previous) | (jnp.arange(G)[:, None] > 0)  # [G, S]
         mask = (mask[None] & exists[:, None])[:, None, None]  # [G, 1, 1, T, S]
@@ -154,3 +167,47 @@ def _attend(
         weights = jnp.where(jax.random.bernoulli(key, keep, weights.shape), weights / keep, 0.0)
     out = jnp.einsum("bgnhts,bgsnd->bgtnhd", weights.astype(v.dtype), v)
     return out.reshape(B, G, T, H, d)
+
+
+class KV(NamedTuple):
+    """Keys and values of one layer, kept to decode with.
+
+    Batch and heads are one axis, as the products with them want it: with two, XLA for CPU copies
+    the whole cache at every step.
+
+    Attributes:
+        k: [B * N, S, d] keys, rotated if the layer has rotary positions.
+        v: [B * N, S, d] values.
+    """
+
+    k: jax.Array
+    v: jax.Array
+
+
+def attend_cached(
+    q: jax.Array, k: jax.Array, v: jax.Array, cache: KV, slot: jax.Array, seen: jax.Array
+) -> tuple[jax.Array, KV]:
+    """Attends from one position of each sequence to the positions kept, its own among them.
+
+    Args:
+        q: [B, H, d] queries.
+        k: [B, N, d] keys of the same positions.
+        v: [B, N, d] their values.
+        cache: of S positions.
+        slot: int32 [B], where k and v go in the cache.
+        seen: bool [B, S], which slots each sequence sees, `slot` among them.
+
+    Returns:
+        [B, H, d] in the dtype of q, and the cache with k and v.
+    """
+    B, H, d = q.shape
+    N = k.shape[1]
+    row, slot = jnp.arange(B * N), jnp.repeat(slot, N)
+    keys = cache.k.at[row, slot].set(k.reshape(B * N, d))
+    values = cache.v.at[row, slot].set(v.reshape(B * N, d))
+    q = q.reshape(B * N, H // N, d)
+    scores = jnp.einsum("bhd,bsd->bhs", q, keys, preferred_element_type=jnp.float32)
+    mask = jnp.repeat(seen, N, axis=0)[:, None]
+    weights = jax.nn.softmax(jnp.where(mask, scores * d**-0.5, -jnp.inf), axis=-1)
+    out = jnp.einsum("bhs,bsd->bhd", weights.astype(v.dtype), values)
+    return out.reshape(B, H, d), KV(keys, values)

@@ -206,6 +206,51 @@ class MegabyteConfig:
         return self.patch_size if self.cross_patch < 0 else self.cross_patch
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ByteTransformerConfig:
+    """The baseline of the paper: one decoder over bytes (section 4, "Transformer").
+
+    Attributes:
+        seq_len: longest sequence T in bytes.
+        transformer: the stack.
+        window: how many last bytes, its own included, a byte attends to in each layer; 0 for all.
+        byte_positions: learned absolute position of every byte.
+        init: as in `MegabyteConfig`.
+        dtype: as in `MegabyteConfig`.
+
+    Raises:
+        UserError: a field is out of range; the message names it.
+    """
+
+    seq_len: int
+    transformer: TransformerConfig
+    window: int = 0
+    byte_positions: bool = True
+    init: str = "paper"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _require_int("seq_len", self.seq_len, 1)
+        _require_int("window", self.window, 0)
+        _require(
+            self.window < self.seq_len,
+            "window",
+            self.window,
+            f"below seq_len={self.seq_len}; 0 for no window",
+        )
+        _require_bool("byte_positions", self.byte_positions)
+        _require_choice("init", self.init, INITS)
+        _require_choice("dtype", self.dtype, DTYPES)
+
+    @property
+    def patch_size(self) -> int:
+        """One byte: what is done per patch, this model does per byte."""
+        return 1
+
+
+ModelConfig = MegabyteConfig | ByteTransformerConfig
+
+
 def _nearest_widths(config: TransformerConfig, patch_size: int) -> list[int]:
     heads = 1 if config.head_dim else config.num_heads * (2 if config.rope else 1)
     step = math.lcm(patch_size, heads)
@@ -213,11 +258,12 @@ def _nearest_widths(config: TransformerConfig, patch_size: int) -> list[int]:
     return [below, below + step] if below else [step]
 
 
-def from_mapping(model: Mapping[str, Any]) -> MegabyteConfig:
+def from_mapping(model: Mapping[str, Any]) -> ModelConfig:
     """Builds the model's config from `config.model` or from its stored JSON.
 
     Args:
-        model: the fields of `MegabyteConfig`, the two transformers as nested mappings.
+        model: the fields of `ByteTransformerConfig`, if `transformer` is one of them, else those
+            of `MegabyteConfig`; the transformers as nested mappings.
 
     Returns:
         The validated config.
@@ -226,11 +272,12 @@ def from_mapping(model: Mapping[str, Any]) -> MegabyteConfig:
         UserError: a field is unknown, missing or out of range; named as `model.FIELD`.
     """
     fields = dict(model)
-    stages = {name: fields.pop(name, {}) for name in ("global_model", "local_model")}
-    built = {name: _build(TransformerConfig, f"model.{name}", stages[name]) for name in stages}
+    baseline = "transformer" in fields
+    for name in ("transformer",) if baseline else ("global_model", "local_model"):
+        fields[name] = _build(TransformerConfig, f"model.{name}", fields.get(name, {}))
     if isinstance(fields.get("conv_kernels"), list):  # as JSON has it
         fields["conv_kernels"] = tuple(fields["conv_kernels"])
-    return _build(MegabyteConfig, "model", {**fields, **built})
+    return _build(ByteTransformerConfig if baseline else MegabyteConfig, "model", fields)
 
 
 def _build(cls: type, path: str, fields: Mapping[str, Any]) -> Any:

@@ -28,11 +28,13 @@ class LayerMaker:
         init: `paper` or `scaled`, see `MegabyteConfig.init`.
         dtype: of the computation.
         rngs: source of the initial weights.
+        stacked: whether the blocks of a stack are one, with a leading axis L, or a list.
     """
 
     init: str
     dtype: str
     rngs: nnx.Rngs
+    stacked: bool = True
 
     def normal(self, std: float, *shape: int) -> jax.Array:
         """Draws float32 weights of a shape."""
@@ -93,3 +95,19 @@ class LayerMaker:
     def rms_norm(self, dim: int) -> nnx.RMSNorm:
         """RMS normalisation over the last axis, of width `dim`."""
         return nnx.RMSNorm(dim, dtype=jnp.dtype(self.dtype), rngs=self.rngs)
+
+
+def tied_logits(h: jax.Array, table: nnx.Param, init: str) -> jax.Array:
+    """Logits of the byte values from the embedding of them (equation 6).
+
+    Args:
+        h: [..., D].
+        table: [V, D], as `LayerMaker.byte_table` made it.
+        init: of the model; logits of `scaled` start at a scale of 1.
+
+    Returns:
+        float32 [..., V].
+    """
+    head = table[...].astype(h.dtype)
+    logits = jnp.einsum("...d,vd->...v", h, head, preferred_element_type=jnp.float32)
+    return logits / (STREAM_SCALE * math.sqrt(h.shape[-1])) if init == "scaled" else logits

@@ -1,22 +1,30 @@
-"""MEGABYTE: the global model over patches, the local model inside each, and plain functions."""
+"""MEGABYTE: the global model over patches and the local model inside each."""
 
 from __future__ import annotations
 
-import functools
-import math
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
+from megabyte_jax.models.attention import KV, rope
 from megabyte_jax.models.config import VOCAB_SIZE, MegabyteConfig
-from megabyte_jax.models.layers import STREAM_SCALE, LayerMaker
+from megabyte_jax.models.layers import LayerMaker, tied_logits
 from megabyte_jax.models.patch_embedder import PatchEmbedder
-from megabyte_jax.models.transformer import Transformer
+from megabyte_jax.models.transformer import Cache, Step, Transformer, empty_cache
 
-Params = dict[str, Any]
+
+class MegabyteCache(NamedTuple):
+    """What decoding remembers of a window.
+
+    Attributes:
+        global_model: keys and values of K patches.
+        local_model: of r + P bytes: the last r of the patch before, then those of this patch.
+    """
+
+    global_model: Cache
+    local_model: Cache
 
 
 class Megabyte(nnx.Module):
@@ -26,10 +34,10 @@ class Megabyte(nnx.Module):
     parameters of their own, not byte values.
     """
 
-    def __init__(self, config: MegabyteConfig, *, rngs: nnx.Rngs) -> None:
-        """Makes the parameters, float32, from `rngs`."""
+    def __init__(self, config: MegabyteConfig, *, rngs: nnx.Rngs, stacked: bool = True) -> None:
+        """Makes the parameters, float32, from `rngs`; `stacked` as in `LayerMaker`."""
         D_L, P = config.local_model.dim, config.patch_size
-        make = LayerMaker(config.init, config.dtype, rngs)
+        make = LayerMaker(config.init, config.dtype, rngs, stacked)
         self.config = config
         self.patch_embedder = PatchEmbedder(config, make)
         self.global_model = Transformer(config.global_model, 0, make)
@@ -50,84 +58,125 @@ class Megabyte(nnx.Module):
         Returns:
             float32 [B, T, V] logits; those at t depend on the bytes before t alone.
         """
-        config, (B, T) = self.config, x.shape
-        P = config.patch_size
         global_key, local_key = (None, None) if key is None else jax.random.split(key)
-
         h = self.patch_embedder(x)  # [B, K, P * D_G]
         h = self.global_model(h[:, None], global_key)
-        h = self.global_to_local(h.reshape(B, T // P, P, -1))  # [B, K, P, D_L]
+        h = self.local_model(self._local_inputs(h, x), local_key)  # [B, K, P, D_L]
+        return tied_logits(h, self.byte_embedding, self.config.init).reshape(*x.shape, VOCAB_SIZE)
 
-        h = self.local_model(h + self._local_inputs(x), local_key)  # [B, K, P, D_L]
-        head = self.byte_embedding[...].astype(h.dtype)
-        logits = jnp.einsum("bkpd,vd->bkpv", h, head, preferred_element_type=jnp.float32)
-        if config.init == "scaled":
-            logits = logits / (STREAM_SCALE * math.sqrt(h.shape[-1]))
-        return logits.reshape(B, T, VOCAB_SIZE)
+    def _local_inputs(self, h: jax.Array, x: jax.Array) -> jax.Array:
+        """Adds to the global model's output the byte before, in a patch, or the pad (equation 4).
 
-    def _local_inputs(self, x: jax.Array) -> jax.Array:
-        """Embeds the byte before each byte of a patch, the pad before the first (equation 4).
-
-        uint8 [B, T] -> [B, K, P, D_L].
+        [B, 1, K, P * D_G] and uint8 [B, T] -> [B, K, P, D_L].
         """
         patches = x.reshape(x.shape[0], -1, self.config.patch_size)
-        h = self.byte_embedding[patches[..., :-1]]
-        pad = jnp.broadcast_to(self.pad[...], (*patches.shape[:2], 1, h.shape[-1]))
-        h = jnp.concatenate([pad, h], axis=2)
+        before = self.byte_embedding[patches[..., :-1]]
+        pad = jnp.broadcast_to(self.pad[...], (*patches.shape[:2], 1, before.shape[-1]))
+        before = jnp.concatenate([pad, before], axis=2)
         if self.config.local_positions:
-            h = h + self.position_embedding[None, None]
-        return h.astype(self.config.dtype)
+            before = before + self.position_embedding[None, None]
+        h = self.global_to_local(h.reshape(*patches.shape, -1))
+        return h + before.astype(self.config.dtype)
+
+    @staticmethod
+    def empty_cache(config: MegabyteConfig, batch_size: int) -> MegabyteCache:
+        """The cache of an empty window for B sequences."""
+        K = config.seq_len // config.patch_size
+        slots = config.previous + config.patch_size
+        return MegabyteCache(
+            empty_cache(config.global_model, batch_size, K, config.dtype),
+            empty_cache(config.local_model, batch_size, slots, config.dtype),
+        )
+
+    def prefill(self, x: jax.Array, num_patches: jax.Array) -> MegabyteCache:
+        """Reads whole patches in parallel.
+
+        Args:
+            x: uint8 [B, T] bytes; T a multiple of P and at most seq_len.
+            num_patches: int32 [B], how many patches of each sequence there are; what comes after
+                them is not looked at.
+
+        Returns:
+            The cache as `begin_patch` would leave it, had each patch been decoded.
+        """
+        config, P, r = self.config, self.config.patch_size, self.config.previous
+        h, global_kept = self.global_model.prefill(self.patch_embedder(x)[:, None])
+        _, local_kept = self.local_model.prefill(self._local_inputs(h, x))
+        last = jnp.maximum(num_patches - 1, 0)
+        rows = jnp.arange(x.shape[0])
+        missing = (config.seq_len - x.shape[1]) // P
+
+        def global_slots(kept: jax.Array) -> jax.Array:  # [B, 1, T / P, N, d] -> [B * N, K, d]
+            return _slots(kept[:, 0], after=missing)
+
+        def local_slots(kept: jax.Array) -> jax.Array:  # [B, T / P, P, N, d] -> [B * N, r + P, d]
+            return _slots(kept[rows, last], before=r)
+
+        return MegabyteCache(
+            tuple(KV(*map(global_slots, kv)) for kv in zip(*global_kept, strict=True)),
+            tuple(KV(*map(local_slots, kv)) for kv in zip(*local_kept, strict=True)),
+        )
+
+    def begin_patch(
+        self, cache: MegabyteCache, x: jax.Array, k: jax.Array
+    ) -> tuple[jax.Array, MegabyteCache]:
+        """Runs the global model on the patch before patch k, for each sequence its own.
+
+        Args:
+            cache: of the patches before k.
+            x: uint8 [B, T], the window, whose bytes before k * P are looked at.
+            k: int32 [B].
+
+        Returns:
+            [B, P, D_L], what the global model tells each byte of patch k, and the cache.
+        """
+        config, (B, P) = self.config, (x.shape[0], self.config.patch_size)
+        slots = jnp.arange(config.seq_len // P)[None]
+        at = Step(position=k, slot=k, seen=slots <= k[:, None])
+        h, global_cache = self.global_model.step(self.patch_embedder.step(x, k), cache[0], at)
+        local_cache = tuple(map(self._next_patch, cache.local_model))
+        h = self.global_to_local(h.reshape(B, P, -1))
+        return h, MegabyteCache(global_cache, local_cache)
+
+    def _next_patch(self, kv: KV) -> KV:
+        """Makes the last r bytes of a patch those before the next; what follows is overwritten."""
+        r, P = self.config.previous, self.config.patch_size
+        k, v = kv.k[:, P:], kv.v[:, P:]  # [B * N, r, d]
+        if self.config.local_model.rope:
+            k = rope(k[:, :, None], jnp.full(r, -P))[:, :, 0]
+        return KV(
+            jnp.concatenate([k, kv.k[:, r:]], axis=1), jnp.concatenate([v, kv.v[:, r:]], axis=1)
+        )
+
+    def next_byte(
+        self, cache: MegabyteCache, h: jax.Array, k: jax.Array, p: jax.Array, byte: jax.Array
+    ) -> tuple[jax.Array, MegabyteCache]:
+        """Predicts byte p of patch k from the byte before it.
+
+        Args:
+            cache: of the bytes before.
+            h: [B, P, D_L] from `begin_patch`.
+            k: int32 [B].
+            p: int32 [], the same for all sequences.
+            byte: uint8 [B], byte p - 1 of the patch; not looked at if p is 0.
+
+        Returns:
+            float32 [B, V] logits, and the cache.
+        """
+        config, (B, r) = self.config, (h.shape[0], self.config.previous)
+        before = jnp.where(p > 0, self.byte_embedding[byte], self.pad[...][None])
+        if config.local_positions:
+            before = before + self.position_embedding[p][None]
+        h = jax.lax.dynamic_index_in_dim(h, p, 1, keepdims=False) + before.astype(config.dtype)
+        slots = jnp.arange(r + config.patch_size)[None]
+        seen = (slots <= r + p) & ((slots >= r) | (k > 0)[:, None])
+        at = Step(position=jnp.full(B, p), slot=jnp.full(B, r + p), seen=seen)
+        h, local_cache = self.local_model.step(h, cache.local_model, at)
+        logits = tied_logits(h, self.byte_embedding, config.init)
+        return logits, cache._replace(local_model=local_cache)
 
 
-@functools.cache
-def _graph(config: MegabyteConfig) -> nnx.GraphDef:
-    return nnx.graphdef(nnx.eval_shape(lambda: Megabyte(config, rngs=nnx.Rngs(0))))
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def init_params(config: MegabyteConfig, key: jax.Array) -> Params:
-    """Makes the parameters of a model.
-
-    Args:
-        config: the model.
-        key: randomness of the initial weights.
-
-    Returns:
-        Nested dict of float32 arrays, as `logits` and `nll` take them.
-    """
-    return nnx.to_pure_dict(nnx.state(Megabyte(config, rngs=nnx.Rngs(key)), nnx.Param))
-
-
-def logits(
-    config: MegabyteConfig, params: Params, x: jax.Array, key: jax.Array | None = None
-) -> jax.Array:
-    """Logits of every byte given the bytes before it, see `Megabyte.__call__`.
-
-    Args:
-        config: the model.
-        params: its parameters.
-        x: uint8 [B, T].
-        key: randomness of the dropout; None turns dropout off.
-
-    Returns:
-        float32 [B, T, V].
-    """
-    return nnx.merge(_graph(config), params)(x, key)
-
-
-def nll(
-    config: MegabyteConfig, params: Params, x: jax.Array, key: jax.Array | None = None
-) -> jax.Array:
-    """Negative log-likelihood of every byte given the bytes before it.
-
-    Args:
-        config: the model.
-        params: its parameters.
-        x: uint8 [B, T].
-        key: randomness of the dropout; None turns dropout off.
-
-    Returns:
-        float32 [B, T] in nats.
-    """
-    predicted = logits(config, params, x, key)
-    return optax.softmax_cross_entropy_with_integer_labels(predicted, x.astype(jnp.int32))
+def _slots(kept: jax.Array, *, before: int = 0, after: int = 0) -> jax.Array:
+    """[B, S, N, d] -> [B * N, before + S + after, d], as `KV` has it."""
+    padded = jnp.pad(jnp.moveaxis(kept, 2, 1), ((0, 0), (0, 0), (before, after), (0, 0)))
+    return padded.reshape(-1, *padded.shape[2:])

@@ -52,12 +52,38 @@ class PatchEmbedder(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """uint8 [B, T] -> [B, K, P * D_G]."""
         config, (B, T) = self.config, x.shape
-        h = self.byte_embedding[x]
-        if config.byte_positions:
-            h = h + self.position_embedding[None, :T]
-        h = h.astype(config.dtype)  # [B, T, D_G]
+        h = self._embed(x, jnp.arange(T)[None])
         for convolution in self.convolutions:
             h = convolution(h)
         h = h.reshape(B, T // config.patch_size, -1)  # [B, K, P * D_G]
         pad = jnp.broadcast_to(self.pad[...].astype(h.dtype), (B, 1, h.shape[-1]))
         return jnp.concatenate([pad, h[:, :-1]], axis=1)
+
+    def step(self, x: jax.Array, k: jax.Array) -> jax.Array:
+        """Makes slot k of the result alone, for each sequence its own.
+
+        Args:
+            x: uint8 [B, T], whose bytes before k * P are looked at.
+            k: int32 [B].
+
+        Returns:
+            [B, P * D_G].
+        """
+        config, P = self.config, self.config.patch_size
+        reach = P + sum(kernel - 1 for kernel in config.conv_kernels)
+        positions = k[:, None] * P - reach + jnp.arange(reach)[None]
+        exists = (positions >= 0)[..., None]
+        positions = jnp.maximum(positions, 0)
+        h = self._embed(jnp.take_along_axis(x, positions, axis=1), positions)  # [B, reach, D_G]
+        for convolution in self.convolutions:
+            # Before the sequence every convolution sees zeros, whatever the one before it adds.
+            h = convolution(jnp.where(exists, h, 0))
+        h = h[:, reach - P :].reshape(x.shape[0], -1)
+        return jnp.where((k > 0)[:, None], h, self.pad[...].astype(h.dtype)[None])
+
+    def _embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
+        """uint8 [B, T] at int [B or 1, T] -> [B, T, D_G]."""
+        h = self.byte_embedding[x]
+        if self.config.byte_positions:
+            h = h + self.position_embedding[positions]
+        return h.astype(self.config.dtype)

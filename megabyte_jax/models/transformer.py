@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from megabyte_jax.models.attention import attention, rope, with_previous
+from megabyte_jax.models.attention import KV, attend_cached, attention, rope, with_previous
 from megabyte_jax.models.config import TransformerConfig
 from megabyte_jax.models.layers import LayerMaker
+
+Cache = tuple[KV, ...]  # of each layer
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -25,14 +28,30 @@ def dropped(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
 
 
+class Step(NamedTuple):
+    """Where in their sequences, and in the cache, the positions of one decoding step are.
+
+    Attributes:
+        position: int32 [B], by which queries and keys are rotated.
+        slot: int32 [B], where keys and values go in the cache.
+        seen: bool [B, S], which slots each sequence sees.
+    """
+
+    position: jax.Array
+    slot: jax.Array
+    seen: jax.Array
+
+
 class Attention(nnx.Module):
     """Multi-head causal self-attention inside groups, see `attention.attention`."""
 
-    def __init__(self, config: TransformerConfig, previous: int, make: LayerMaker) -> None:
+    def __init__(
+        self, config: TransformerConfig, previous: int, banded: bool, make: LayerMaker
+    ) -> None:
         """Takes the arguments of `Transformer`."""
         D, d, H, N = config.dim, config.head_width, config.num_heads, config.kv_heads
         bias, L = config.bias, config.num_layers
-        self.config, self.previous = config, previous
+        self.config, self.previous, self.banded = config, previous, banded
         self.query = make.linear(D, H * d, bias=bias)
         self.key = make.linear(D, N * d, bias=bias)
         self.value = make.linear(D, N * d, bias=bias)
@@ -40,19 +59,35 @@ class Attention(nnx.Module):
         if config.qk_norm:
             self.query_norm, self.key_norm = make.rms_norm(d), make.rms_norm(d)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, G, T, D] -> [B, G, T, D]; `key` drops attention weights."""
-        config, T = self.config, x.shape[2]
-        q = self.query(x).reshape(*x.shape[:-1], config.num_heads, -1)  # [B, G, T, H, d]
+    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[..., D] -> queries [..., H, d], keys and values [..., N, d], before rotation."""
+        config = self.config
+        q = self.query(x).reshape(*x.shape[:-1], config.num_heads, -1)
         k = self.key(x).reshape(*x.shape[:-1], config.kv_heads, -1)
         v = self.value(x).reshape(*x.shape[:-1], config.kv_heads, -1)
         if config.qk_norm:
             q, k = self.query_norm(q), self.key_norm(k)
-        k, v = with_previous(k, self.previous), with_previous(v, self.previous)
+        return q, k, v
+
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """[B, G, T, D] -> the same, and keys and values [B, G, T, N, d]; `key` drops weights."""
+        config, r, T = self.config, self.previous, x.shape[2]
+        q, k, v = self._project(x)
+        k, v = with_previous(k, r), with_previous(v, r)
         if config.rope:
-            q, k = rope(q, jnp.arange(T)), rope(k, jnp.arange(-self.previous, T))
-        y = attention(q, k, v, dropout=config.dropout, key=key)
-        return self.out(y.reshape(*x.shape[:-1], -1))
+            q, k = rope(q, jnp.arange(T)), rope(k, jnp.arange(-r, T))
+        y = attention(q, k, v, banded=self.banded, dropout=config.dropout, key=key)
+        return self.out(y.reshape(*x.shape[:-1], -1)), (k[:, :, r:], v[:, :, r:])
+
+    def step(self, x: jax.Array, cache: KV, at: Step) -> tuple[jax.Array, KV]:
+        """[B, D] -> [B, D], and the cache with the keys and values of x."""
+        q, k, v = self._project(x)
+        if self.config.rope:
+            q, k = rope(q, at.position), rope(k, at.position)
+        y, cache = attend_cached(q, k, v, cache, at.slot, at.seen)
+        return self.out(y.reshape(x.shape[0], -1)), cache
 
 
 class FeedForward(nnx.Module):
@@ -85,40 +120,58 @@ class FeedForward(nnx.Module):
 class Block(nnx.Module):
     """Attention and feed-forward, each normalised first and added to the residual stream."""
 
-    def __init__(self, config: TransformerConfig, previous: int, make: LayerMaker) -> None:
+    def __init__(
+        self, config: TransformerConfig, previous: int, banded: bool, make: LayerMaker
+    ) -> None:
         """Takes the arguments of `Transformer`."""
         self.dropout = config.dropout
         self.attention_norm = make.norm(config)
-        self.attention = Attention(config, previous, make)
+        self.attention = Attention(config, previous, banded, make)
         self.mlp_norm = make.norm(config)
         self.mlp = FeedForward(config, make)
 
-    def __call__(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        """[B, G, T, D] -> [B, G, T, D]; `key` is the randomness of the dropout."""
+    def __call__(
+        self, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """[B, G, T, D] -> the same, and keys and values; `key` is the randomness of the dropout."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         weights_key, attention_key, mlp_key = keys
-        y = self.attention(self.attention_norm(x), weights_key)
+        y, kept = self.attention(self.attention_norm(x), weights_key)
         x = x + dropped(y, self.dropout, attention_key)
-        return x + dropped(self.mlp(self.mlp_norm(x)), self.dropout, mlp_key)
+        return x + dropped(self.mlp(self.mlp_norm(x)), self.dropout, mlp_key), kept
+
+    def step(self, x: jax.Array, cache: KV, at: Step) -> tuple[jax.Array, KV]:
+        """[B, D] -> [B, D], and the cache with the keys and values of x."""
+        y, cache = self.attention.step(self.attention_norm(x), cache, at)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), cache
 
 
 class Transformer(nnx.Module):
-    """A stack of blocks and a final normalisation; each weight of a block has a leading axis L."""
+    """A stack of blocks and a final normalisation.
 
-    def __init__(self, config: TransformerConfig, previous: int, make: LayerMaker) -> None:
+    The blocks are one, whose weights have a leading axis L that a scan eats, or a list of L, if
+    `LayerMaker.stacked` is not set: a decoder then need not cut each layer out at every step.
+    """
+
+    def __init__(
+        self, config: TransformerConfig, previous: int, make: LayerMaker, *, banded: bool = False
+    ) -> None:
         """Makes the stack.
 
         Args:
             config: its sizes and switches.
             previous: how many last positions r of the group before each group also sees.
             make: makes its layers.
+            banded: whether a position sees the last r positions only, see `attention.attention`.
         """
 
         def block(key: jax.Array) -> Block:
-            return Block(config, previous, dataclasses.replace(make, rngs=nnx.Rngs(key)))
+            return Block(config, previous, banded, dataclasses.replace(make, rngs=nnx.Rngs(key)))
 
         self.config = config
-        self.blocks = jax.vmap(block)(jax.random.split(make.rngs(), config.num_layers))
+        keys = jax.random.split(make.rngs(), config.num_layers)
+        self.blocks: Any = jax.vmap(block)(keys) if make.stacked else nnx.List(map(block, keys))
         self.norm = make.norm(config)
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -131,10 +184,25 @@ class Transformer(nnx.Module):
         Returns:
             [B, G, T, D].
         """
+        return self._run(x, key, keep=False)[0]
 
-        def apply(x: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, None]:
+    def prefill(self, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Runs the stack and keeps keys and values.
+
+        Args:
+            x: [B, G, T, D].
+
+        Returns:
+            [B, G, T, D], and keys and values [L, B, G, T, N, d], the keys rotated by the position
+            in their own group.
+        """
+        return self._run(x, None, keep=True)
+
+    def _run(self, x: jax.Array, key: jax.Array | None, *, keep: bool) -> tuple[jax.Array, Any]:
+        def apply(x: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, Any]:
             block, key = layer
-            return block(x, key), None
+            x, kept = block(x, key)
+            return x, kept if keep else None
 
         if self.config.remat != "none":
             policy = _REMAT_POLICIES[self.config.remat]
@@ -142,5 +210,40 @@ class Transformer(nnx.Module):
         L = self.config.num_layers
         keys = None if key is None else jax.random.split(key, L)
         unroll = min(self.config.scan_unroll, L)
-        x, _ = jax.lax.scan(apply, x, (self.blocks, keys), unroll=unroll)
-        return self.norm(x)
+        x, kept = jax.lax.scan(apply, x, (self.blocks, keys), unroll=unroll)
+        return self.norm(x), kept
+
+    def step(self, x: jax.Array, cache: Cache, at: Step) -> tuple[jax.Array, Cache]:
+        """Runs the stack, made as a list of blocks, on one position of each sequence.
+
+        Args:
+            x: [B, D].
+            cache: keys and values of each layer, of S positions.
+            at: where the positions are.
+
+        Returns:
+            [B, D], and the cache with the keys and values of x.
+        """
+        caches = []
+        for block, kv in zip(self.blocks, cache, strict=True):
+            x, kv = block.step(x, kv, at)
+            caches.append(kv)
+        return self.norm(x), tuple(caches)
+
+
+def empty_cache(config: TransformerConfig, batch_size: int, slots: int, dtype: str) -> Cache:
+    """The cache of a stack that holds nothing yet.
+
+    Args:
+        config: of the stack.
+        batch_size: B.
+        slots: S, positions it can hold.
+        dtype: of the computation.
+
+    Returns:
+        Of each layer keys and values [B * N, S, d], zero.
+    """
+    shape = batch_size * config.kv_heads, slots, config.head_width
+    return tuple(
+        KV(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers)
+    )

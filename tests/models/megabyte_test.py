@@ -6,12 +6,12 @@ import numpy as np
 import optax
 import pytest
 
-from megabyte_jax.models import megabyte
+from megabyte_jax.models import functional
 from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
 from tests.models import reference
 from tests.models.reference import random_bytes, random_params, shapes, tiny
 
-run = jax.jit(megabyte.logits, static_argnums=0)
+run = jax.jit(functional.logits, static_argnums=0)
 
 MODERN = {"norm": "rmsnorm", "activation": "swiglu", "bias": False, "rope": True, "qk_norm": True}
 SWITCHES = {
@@ -163,7 +163,7 @@ def train(config, params, batches):
     def step(state, x):
         params, optimizer_state = state
         loss, gradients = jax.value_and_grad(
-            lambda params: megabyte.nll(config, params, x).mean() / np.log(2)
+            lambda params: functional.nll(config, params, x).mean() / np.log(2)
         )(params)
         updates, optimizer_state = optimizer.update(gradients, optimizer_state)
         return (optax.apply_updates(params, updates), optimizer_state), loss
@@ -175,7 +175,7 @@ def train(config, params, batches):
 @pytest.fixture(scope="module")
 def fresh():
     config = tiny(both={"rope": True, "qk_norm": True}, conv_kernels=(3,))
-    return config, megabyte.init_params(config, jax.random.key(0))
+    return config, functional.init_params(config, jax.random.key(0))
 
 
 def test_random_bytes_cannot_be_learned_by_copying_them(fresh):
@@ -204,7 +204,7 @@ def test_the_first_loss_of_the_paper_is_that_of_guessing(fresh):
 
 def test_the_first_loss_of_scaled_weights_is_not_far_from_guessing():
     config = tiny(init="scaled")
-    params = megabyte.init_params(config, jax.random.key(0))
+    params = functional.init_params(config, jax.random.key(0))
     assert 7.99 < first_bits(config, params) < 11
 
 
@@ -214,7 +214,7 @@ def test_nll_is_the_probability_of_the_byte_itself():
     logits = reference.logits(config, params, x)
     probability = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = -np.log(np.take_along_axis(probability, x[..., None].astype(int), -1)[..., 0])
-    got = jax.jit(megabyte.nll, static_argnums=0)(config, params, x)
+    got = jax.jit(functional.nll, static_argnums=0)(config, params, x)
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 

@@ -10,7 +10,7 @@ import functools
 import jax
 import numpy as np
 
-from megabyte_jax.models import megabyte
+from megabyte_jax.models import functional
 from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
 
 EPSILON = 1e-6  # of both normalisations
@@ -28,7 +28,7 @@ def tiny(both=None, *, global_model=None, local_model=None, **fields):
 
 def shapes(config):
     """The shapes of a model's parameters, without the memory."""
-    return jax.eval_shape(functools.partial(megabyte.init_params, config), jax.random.key(0))
+    return jax.eval_shape(functools.partial(functional.init_params, config), jax.random.key(0))
 
 
 def random_params(config, seed=0):
