@@ -1,4 +1,4 @@
-"""Evaluates a run: eval.py --workdir=DIR [--split=test] [--data=PATH] [--output=FILE]."""
+"""Evaluates a run: eval.py --workdir=DIR [--split=test] [--data=PATH] [--strategy=basic] ..."""
 
 import json
 import re
@@ -14,16 +14,29 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which pa
 DATA = flags.DEFINE_string(
     "data", None, "Other data to evaluate, all of it: a file, directory, ..."
 )
-OUTPUT = flags.DEFINE_string("output", None, "The JSON file; by default one in DIR/eval/.")
+STRATEGY = flags.DEFINE_string(
+    "strategy", "basic", "basic, sliding, strided or sliding_strided; the last costs most."
+)
+STRIDE = flags.DEFINE_integer(
+    "stride",
+    None,
+    "Bytes from one window to the next where they slide: a multiple of the patch size, by default "
+    "half the context.",
+)
+OUTPUT = flags.DEFINE_string(
+    "output", None, "The JSON file; by default one in DIR/eval/. The plot lies beside it, as .png."
+)
 
 
 def main() -> None:
-    """Evaluates, prints a table and writes JSON."""
+    """Evaluates, prints a table, writes JSON and a plot."""
     # Here and not above, so that --help does not wait for JAX.
-    from megabyte_jax import evaluation, run_config, trained
+    from megabyte_jax import evaluation, plots, run_config, text, trained
     from megabyte_jax.data import corpus, splits
 
     config = run_config.load(WORKDIR.value)
+    strategy, stride = STRATEGY.value, STRIDE.value
+    evaluation.check_strategy(run_config.validate(config), strategy, stride)
     if DATA.value is None:
         split = name = SPLIT.value
         documents = corpus.open_corpus(config.data.source)
@@ -34,24 +47,36 @@ def main() -> None:
         documents = corpus.open_corpus(DATA.value, option="--data")
         split, name = "all", re.sub(r"\W+", "_", DATA.value).strip("_")
     model = trained.load(WORKDIR.value)
-    output = Path(WORKDIR.value) / "eval" / f"{name}-basic.json"
+    output = Path(WORKDIR.value) / "eval" / f"{name}-{strategy}.json"
     if OUTPUT.value is not None:
         output = Path(OUTPUT.value)
-    cli.require_writable("output", output)
+    if output.suffix.lower() == ".png":
+        raise UserError(f"--output={output}: accepted is a file that can be written and no .png")
+    plot = output.with_suffix(".png")
+    for path in (output, plot):
+        cli.require_writable("output", path)
 
     print(f"compiling, then evaluating {documents.num_bytes:,} bytes ...", flush=True)
-    result = evaluation.evaluate(model.config, model.params, documents, config.eval.batch_size)
+    result = evaluation.evaluate(
+        model.config,
+        model.params,
+        documents,
+        config.eval.batch_size,
+        strategy=strategy,
+        stride=stride,
+    )
     report = evaluation.report(
         result,
-        words=evaluation.count_words(documents),
-        context=model.config.seq_len,
+        words=text.count_words(documents),
         dataset=documents.name,
         split=split,
         step=model.step,
     )
-    output.write_text(json.dumps(report, indent=2) + "\n")
     for name, value in report.items():
         print(f"{name:28}{shown(value)}")
+    cli.write_file("output", plot, plots.loss_by_position(report))
+    print(f"plotted in {plot}")
+    cli.write_file("output", output, (json.dumps(report, indent=2) + "\n").encode())
     print(f"written to {output}")
 
 
@@ -64,6 +89,8 @@ def shown(value: object) -> str:
             return f"{value:,.4f}"
         case int():
             return f"{value:,}"
+        case list() if len(value) > 32:
+            return f"{len(value):,} figures, see the plot"
         case list():
             return " ".join(map(shown, value))
     return str(value)

@@ -14,22 +14,26 @@ from absl import app, flags, logging
 from megabyte_jax.errors import RunError, UserError
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoReturn:
     """Parses the flags and runs an entry point, then exits.
 
     A `RunError` is one line on stderr and its exit status; so is an interrupt from the keyboard.
 
     Args:
         main: the entry point; returns an exit status or None for 0.
+        arguments: names of those that it takes beside flags, as strings.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.ERROR)  # Orbax logs thirty lines per checkpoint
         try:
-            if argv[1:]:
+            if arguments and len(argv) != 1 + len(arguments):
+                names, given = " ".join(arguments), " ".join(argv[1:]) or "none"
+                raise UserError(f"arguments {given!r}: accepted is {names}, and flags")
+            if len(argv) > 1 + len(arguments):
                 raise UserError(f"{argv[1]!r}: accepted are only flags, as --help lists them")
-            return main()
+            return main(*argv[1:])
         except RunError as error:
             _fail(error, error.exit_status)
         except MemoryError as error:
@@ -45,7 +49,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def require_writable(name: str, path: Path) -> None:
-    """Checks that a file can be written, before the work that it is for; makes its directory.
+    """Checks that `write_file` can, before the work that it is for; makes the directory.
 
     Args:
         name: of the flag.
@@ -54,13 +58,39 @@ def require_writable(name: str, path: Path) -> None:
     Raises:
         UserError: it cannot.
     """
+    # A new file takes the place of an old one, and must not take that of /dev/null.
+    target = Path(os.path.realpath(path))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        ok = os.access(path if path.exists() else path.parent, os.W_OK) and not path.is_dir()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        ok = os.access(target.parent, os.W_OK) and (target.is_file() or not target.exists())
     except OSError:
         ok = False
     if not ok:
         raise UserError(f"--{name}={path}: accepted is a file that can be written")
+
+
+def write_file(name: str, path: Path, contents: bytes) -> None:
+    """Writes a file whole or not at all.
+
+    Args:
+        name: of the flag.
+        path: of the file; a link stays one.
+        contents: of the file.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    part = target.with_name(f"{os.getpid()}.part")
+    try:
+        part.write_bytes(contents)
+        os.replace(part, target)
+    except OSError as error:
+        raise UserError(
+            f"--{name}={path}: {error.strerror}; accepted is a file that can be written"
+        ) from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

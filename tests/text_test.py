@@ -1,7 +1,11 @@
+import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from megabyte_jax import text
 from megabyte_jax.text import printable, printable_stream
+from tests import runs
 
 VISIBLE = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]))
 
@@ -33,3 +37,16 @@ def test_what_is_not_text_becomes_escapes_between_the_text(before, after):
 def test_a_letter_comes_with_its_last_byte_and_a_cut_one_at_the_end():
     data = [bytes([byte]) for byte in "é∑".encode() + b"\xe2\x88"]
     assert list(printable_stream(data)) == ["", "é", "", "", "∑", "", "", r"\xe2\x88"]
+
+
+@pytest.mark.parametrize("document", [b"\xff\xfe a", b"a\0b", b"\xc3a"])
+def test_what_is_not_text_has_no_words(document):
+    assert text.count_words(runs.corpus_of(b"some text", document)) == 0
+
+
+@given(st.text(st.characters(exclude_characters="\0")), st.integers(1, 9), st.integers(0, 3))
+def test_words_are_counted_the_same_in_pieces_and_in_cut_text(letters, piece_size, cut):
+    whole = f"é{letters}é".encode()  # a cut leaves part of a letter at either end
+    data = whole[cut // 2 : len(whole) - cut % 2]
+    made = text._count_words(np.frombuffer(data, np.uint8), piece_size)
+    assert made == len(data.split())

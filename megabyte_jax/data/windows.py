@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,38 +138,85 @@ def _read(corpus: Corpus, start: int, out: NDArray[np.uint8]) -> None:
         filled += len(piece)
 
 
-def eval_windows(corpus: Corpus, seq_len: int) -> NDArray[np.int64]:
-    """Returns int64[N, 3]: document, start in it, length, of windows that hold each byte once.
+def eval_windows(corpus: Corpus, seq_len: int, stride: int, shift: int = 0) -> NDArray[np.int64]:
+    """Cuts each document into windows that overlap or not and say which bytes count where.
 
-    Each document is cut from its own start into windows of `seq_len` bytes, the last of which may
-    be shorter; an empty document gives none.
+    The windows of a document of n bytes begin at 0, stride, 2 stride, ... until one reaches its
+    end: none if n = 0, one if n <= T, else 1 + ceil((n - T) / stride), of which the last may be
+    shorter. The first counts all its bytes, each later one those that no window before it held.
+
+    With a shift, which is half a patch, the windows that begin `shift` bytes later follow all
+    these, and of either kind only some bytes count; see `eval_batches`. A shifted window of which
+    none would count is left out.
+
+    Args:
+        corpus: The documents.
+        seq_len: T.
+        stride: From 1 to T, in bytes; a multiple of 2 shift.
+        shift: Half a patch in bytes, or 0.
+
+    Returns:
+        int64[N, 5]: document, start in it, length, then the first position of the window that may
+        count and the one after the last. All in bytes.
     """
     sizes = np.diff(corpus.offsets)
-    counts = -(-sizes // seq_len)
+    counts = np.where(sizes, 1 + np.maximum(-(-(sizes - seq_len) // stride), 0), 0)
     document = np.repeat(np.arange(len(corpus)), counts)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    start = (np.arange(len(document)) - first) * seq_len
-    return np.stack([document, start, np.minimum(sizes[document] - start, seq_len)], axis=1)
+    index = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+    start = index * stride
+    left = sizes[document] - start
+    length = np.minimum(left, seq_len)
+    first = np.where(index, seq_len - stride, 0)
+    table = np.stack([document, start, length, first, length], axis=1)
+    if not shift:
+        return table
+    # The first patch of a shifted window has nothing at all before it, so none of it counts.
+    first, stop = np.maximum(first, 2 * shift), length - shift
+    columns = [document, start + shift, np.minimum(left - shift, seq_len), first, stop]
+    shifted = np.stack(columns, axis=1)
+    return np.concatenate([table, shifted[first < stop]])
+
+
+class EvalBatch(NamedTuple):
+    """Windows that are evaluated together.
+
+    Attributes:
+        x: uint8[B, T], zero past the end of a window.
+        scored: bool[B, T], which bytes count.
+        documents: int64[B], that the windows are of.
+        starts: int64[B], where in their documents they begin.
+        lengths: int64[B], their bytes; 0 in the rows that fill up the last batch.
+    """
+
+    x: NDArray[np.uint8]
+    scored: NDArray[np.bool_]
+    documents: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 def eval_batches(
-    corpus: Corpus, table: NDArray[np.int64], batch_size: int, seq_len: int
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.int32]]]:
+    corpus: Corpus, table: NDArray[np.int64], batch_size: int, seq_len: int, shift: int = 0
+) -> Iterator[EvalBatch]:
     """Yields the windows of a table from `eval_windows`, in its order.
 
-    Yields:
-        The bytes uint8[B, T], zero past the end of a window; the lengths int32[B]; the documents
-        int32[B]. Rows that fill up the last batch have length 0 and document 0.
+    With a shift, the bytes of the first half of each patch count, and those of the whole first one.
+    The second halves of the other patches of a window are the first halves in the shifted one.
     """
-    for first in range(0, len(table), batch_size):
+    position = np.arange(seq_len)
+    kept = np.ones(seq_len, bool)
+    if shift:
+        kept = (position < 2 * shift) | (position % (2 * shift) < shift)
+    for row in range(0, len(table), batch_size):
         x = np.zeros((batch_size, seq_len), np.uint8)
-        lengths = np.zeros(batch_size, np.int32)
-        documents = np.zeros(batch_size, np.int32)
-        for row, window in enumerate(table[first : first + batch_size].tolist()):
-            documents[row], start, lengths[row] = window
-            data = corpus.documents[documents[row]].data
-            x[row, : lengths[row]] = data[start : start + lengths[row]]
-        yield x, lengths, documents
+        rows = np.zeros((batch_size, table.shape[1]), np.int64)
+        rows[: len(table) - row] = table[row : row + batch_size]
+        documents, starts, lengths, firsts, stops = rows.T
+        scored = kept & (position >= firsts[:, None]) & (position < stops[:, None])
+        for out, document, start, length in zip(x, documents, starts, lengths, strict=True):
+            if length:
+                out[:length] = corpus.documents[document].data[start : start + length]
+        yield EvalBatch(x, scored, documents, starts, lengths)
 
 
 def prefetch(fn: Callable[[int], Batch], start: int, stop: int) -> Generator[Batch, None, None]:

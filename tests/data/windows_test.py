@@ -110,26 +110,79 @@ def test_evaluation_sees_every_byte_of_every_document_once(sizes, batch_size, ra
     documents = [random.randbytes(size) for size in EDGES + sizes]
     corpus = corpus_of(*documents)
     seen = [b""] * len(documents)
-    for x, lengths, docs in eval_batches(corpus, eval_windows(corpus, T), batch_size, T):
-        assert (x.shape, x.dtype) == ((batch_size, T), np.uint8)
-        assert lengths.dtype == docs.dtype == np.int32 and lengths.shape == docs.shape
-        for row, length, doc in zip(x, lengths, docs, strict=True):
-            assert not row[length:].any()
+    for x, scored, docs, _, lengths in eval_batches(
+        corpus, eval_windows(corpus, T, T), batch_size, T
+    ):
+        assert (x.shape, x.dtype, scored.shape) == ((batch_size, T), np.uint8, (batch_size, T))
+        assert lengths.shape == docs.shape == (batch_size,)
+        for row, mask, length, doc in zip(x, scored, lengths, docs, strict=True):
+            assert not row[length:].any() and mask[:length].all() and not mask[length:].any()
             seen[doc] += row[:length].tobytes()
     assert seen == documents
 
 
+@settings(deadline=None, max_examples=300)
+@given(st.data(), st.integers(1, 8), st.integers(1, 6), st.booleans(), st.integers(1, 5))
+def test_overlapping_windows_score_every_byte_once(data, patch_size, K, strided, batch_size):
+    seq_len, shift = K * patch_size, patch_size // 2 if strided and patch_size % 2 == 0 else 0
+    stride = data.draw(st.integers(1, K)) * patch_size
+    sizes = data.draw(st.lists(st.integers(0, 5 * seq_len), max_size=8))
+    documents = [np.random.default_rng(size).bytes(size) for size in sizes]
+    corpus, times = corpus_of(*documents), [np.zeros(size, int) for size in sizes]
+    table = eval_windows(corpus, seq_len, stride, shift)
+    for batch in eval_batches(corpus, table, batch_size, seq_len, shift):
+        for x, scored, document, start, length in zip(*batch, strict=True):
+            assert documents[document][start : start + length] == x[:length].tobytes()
+            assert length in (0, min(seq_len, sizes[document] - start)) and not x[length:].any()
+            np.add.at(times[document], start + np.flatnonzero(scored), 1)
+            # All that is computed is for something.
+            assert scored.any() == (length > 0)
+    assert all((count == 1).all() for count in times)
+
+
 def test_evaluation_windows_begin_at_the_start_of_each_document():
-    table = eval_windows(corpus_of(b"", b"a" * 5, b"", b"b" * 4, b"c"), 4)
+    table = eval_windows(corpus_of(b"", b"a" * 5, b"", b"b" * 4, b"c"), 4, 4)
     assert table.dtype == np.int64
-    assert table.tolist() == [[1, 0, 4], [1, 4, 1], [3, 0, 4], [4, 0, 1]]
+    assert table[:, :3].tolist() == [[1, 0, 4], [1, 4, 1], [3, 0, 4], [4, 0, 1]]
+    assert (table[:, 3] == 0).all() and (table[:, 4] == table[:, 2]).all()
+
+
+def test_sliding_windows_score_what_none_before_them_held():
+    table = eval_windows(corpus_of(b"a" * 21, b"b" * 12, b"c" * 13), 12, 4)
+    assert table.tolist() == [
+        [0, 0, 12, 0, 12],
+        [0, 4, 12, 8, 12],
+        [0, 8, 12, 8, 12],
+        [0, 12, 9, 8, 9],
+        [1, 0, 12, 0, 12],
+        [2, 0, 12, 0, 12],
+        [2, 4, 9, 8, 9],
+    ]
+
+
+@pytest.mark.parametrize("size, shifted", [(4, []), (6, []), (7, [[0, 2, 5, 4, 5]])])
+def test_a_document_of_a_patch_and_a_half_needs_no_shifted_window(size, shifted):
+    table = eval_windows(corpus_of(b"a" * size), 12, 12, shift=2)
+    assert table.tolist() == [[0, 0, size, 0, size], *shifted]
+
+
+def test_strided_windows_score_the_first_halves_of_patches_and_all_of_the_first():
+    corpus = corpus_of(bytes(range(25)))
+    table = eval_windows(corpus, 12, 12, shift=2)
+    (batch,) = eval_batches(corpus, table, 5, 12, shift=2)
+    scored = [row[mask].tolist() for row, mask in zip(batch.x, batch.scored, strict=True)]
+    first, second, third = [0, 1, 2, 3, 4, 5, 8, 9], [12, 13, 14, 15, 16, 17, 20, 21], [24]
+    assert scored == [first, second, third, [6, 7, 10, 11], [18, 19, 22, 23]]
+    assert batch.starts.tolist() == [0, 12, 24, 2, 14]
+    assert batch.lengths.tolist() == [12, 12, 1, 12, 11]
 
 
 def test_documents_without_a_byte_give_no_batch():
     corpus = corpus_of(b"", b"")
-    table = eval_windows(corpus, T)
-    assert table.shape == (0, 3)
-    assert list(eval_batches(corpus, table, 2, T)) == []
+    for shift in (0, 2):
+        table = eval_windows(corpus, T, T, shift)
+        assert table.shape == (0, 5)
+        assert list(eval_batches(corpus, table, 2, T, shift)) == []
 
 
 def test_prefetch_gives_the_results_in_order():
