@@ -1,9 +1,17 @@
-"""Continues a prompt: generate.py --workdir=DIR --prompt=TEXT --num_bytes=N, see --help."""
+"""Continues text, an image or sound: generate.py --workdir=DIR --prompt=TEXT --num_bytes=N.
 
+What the bytes stand for is the run's config.data.modality. Text, or bytes of any kind, are shown as
+they come. An image is completed from its first rows (--prompt_file, --prompt_rows) and a sound
+continued (--prompt_file, --prompt_seconds), into --output=FILE.png or FILE.wav. See --help.
+"""
+
+import dataclasses
 import os
 import sys
+from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from megabyte_jax import cli
 from megabyte_jax.errors import UserError
@@ -12,38 +20,155 @@ from megabyte_jax.text import printable_stream
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a trained run.", required=True)
 PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; empty to start a document.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file to continue, instead of --prompt.")
-NUM_BYTES = flags.DEFINE_integer("num_bytes", 256, "How many bytes to make.")
+PROMPT_ROWS = flags.DEFINE_integer("prompt_rows", None, "Rows kept of an image; default: half.")
+PROMPT_SECONDS = flags.DEFINE_float("prompt_seconds", None, "Seconds kept of a WAV; default: all.")
+NUM_BYTES = flags.DEFINE_integer(
+    "num_bytes", None, "How many to make; default: 256, or one second of sound. Images are whole."
+)
+OUTPUT = flags.DEFINE_string("output", None, "A file for what is made, instead of stdout.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 takes the likeliest byte each time.")
 TOP_K = flags.DEFINE_integer("top_k", None, "Sample among the k likeliest bytes only.")
 TOP_P = flags.DEFINE_float("top_p", None, "Sample among the likeliest that reach p together.")
+MIN_P = flags.DEFINE_float("min_p", None, "Leave out bytes below this part of the likeliest's.")
+STOP = flags.DEFINE_string("stop", None, "Text after which to stop; it ends what is made.")
 SEED = flags.DEFINE_integer("seed", 0, "The same seed gives the same bytes.")
 
+# Flags that not every modality has.
+ONLY_WITH = {
+    "prompt": ["bytes"],
+    "stop": ["bytes"],
+    "prompt_rows": ["image"],
+    "prompt_seconds": ["audio"],
+    "num_bytes": ["bytes", "audio"],
+}
+NEED_FILE = ["prompt_rows", "prompt_seconds"]
+SUFFIXES = {"image": ".png", "audio": ".wav"}
 
-def read_prompt() -> bytes:
-    """The bytes that the flags say to continue."""
-    if PROMPT_FILE.value is None:
-        return os.fsencode(PROMPT.value)
-    if PROMPT.value:
+
+def check_flags(modality: str) -> None:
+    """Refuses flags that this modality or the other flags leave without a meaning."""
+    for name, modalities in ONLY_WITH.items():
+        flag = flags.FLAGS[name]
+        if flag.present and modality not in modalities:
+            raise UserError(
+                f"--{name}={flag.value}: accepted where config.data.modality is "
+                f"{' or '.join(modalities)}; that of this run is {modality}"
+            )
+        if flag.present and name in NEED_FILE and PROMPT_FILE.value is None:
+            raise UserError(f"--{name}={flag.value}: accepted with --prompt_file only")
+    if PROMPT.value and PROMPT_FILE.value is not None:
         raise UserError(f"--prompt={PROMPT.value!r}: accepted is this or --prompt_file, not both")
+    suffix = SUFFIXES.get(modality, "")
+    if suffix and not (OUTPUT.value or "").lower().endswith(suffix):
+        raise UserError(f"--output={OUTPUT.value}: accepted is a file that ends in {suffix}")
+
+
+def read_file(path: str) -> bytes:
+    """The contents of the prompt file."""
     try:
-        with open(PROMPT_FILE.value, "rb") as file:
+        with open(path, "rb") as file:
             return file.read()
     except OSError as error:
         raise UserError(
-            f"--prompt_file={PROMPT_FILE.value}: {error.strerror}; accepted is a readable file"
+            f"--prompt_file={path}: {error.strerror}; accepted is a readable file"
         ) from None
 
 
-def main() -> None:
-    """Writes the bytes after the prompt on stdout as they come, what is not text as escapes."""
-    # Here and not above, so that --help does not wait for JAX.
-    from megabyte_jax import generation, trained
+def plan_bytes() -> tuple[bytes, int]:
+    """The bytes to continue, and how many are to follow them."""
+    path = PROMPT_FILE.value
+    prompt = os.fsencode(PROMPT.value) if path is None else read_file(path)
+    return prompt, 256 if NUM_BYTES.value is None else NUM_BYTES.value
 
-    settings = NUM_BYTES.value, TEMPERATURE.value, TOP_K.value, TOP_P.value, SEED.value
-    generation.check_sampling(*settings)
-    prompt = read_prompt()
-    made = trained.load(WORKDIR.value).stream(prompt, *settings)
+
+def plan_image(image: ConfigDict, patch_size: int) -> tuple[bytes, int]:
+    """The bytes of the rows that are kept, and how many complete the image."""
+    from megabyte_jax.data import images
+
+    size = image.height * image.width * 3
+    if PROMPT_FILE.value is None:
+        return b"", size
+    name = f"--prompt_file={PROMPT_FILE.value}"
+    pixels = images.decode(read_file(PROMPT_FILE.value), name, image.height, image.width)
+    side = images.block_side(image.scan, patch_size)
+    rows = image.height // 2 // side * side if PROMPT_ROWS.value is None else PROMPT_ROWS.value
+    if not 0 <= rows <= image.height or rows % side:
+        raise UserError(
+            f"--prompt_rows={rows}: accepted is a multiple of {side} from 0 to {image.height}"
+        )
+    prompt = images.to_bytes(pixels[:rows], image.scan, patch_size)
+    return prompt, size - len(prompt)
+
+
+def plan_audio(sample_rate: int) -> tuple[bytes, int]:
+    """The bytes of the sound that is kept, and how many are to follow them."""
+    from megabyte_jax.data import audio
+
+    num_bytes = audio.SAMPLE_BYTES * sample_rate if NUM_BYTES.value is None else NUM_BYTES.value
+    if num_bytes % audio.SAMPLE_BYTES:
+        raise UserError(f"--num_bytes={num_bytes}: accepted is a multiple of {audio.SAMPLE_BYTES}")
+    if PROMPT_FILE.value is None:
+        return b"", num_bytes
+    name = f"--prompt_file={PROMPT_FILE.value}"
+    samples = audio.decode(read_file(PROMPT_FILE.value), name, sample_rate)
+    length = len(samples) / audio.SAMPLE_BYTES / sample_rate
+    seconds = length if PROMPT_SECONDS.value is None else PROMPT_SECONDS.value
+    if not 0 <= seconds <= length:
+        raise UserError(
+            f"--prompt_seconds={seconds}: accepted is from 0 to {length}, the length of {name}"
+        )
+    return samples[: audio.SAMPLE_BYTES * round(seconds * sample_rate)], num_bytes
+
+
+def file_contents(data: ConfigDict, patch_size: int, prompt: bytes, made: bytes) -> bytes:
+    """What --output is to hold: a PNG, a WAV, or the bytes that were made."""
+    from megabyte_jax.data import audio, images
+
+    if data.modality == "image":
+        size = data.image.height, data.image.width
+        pixels = images.to_pixels(prompt + made, *size, data.image.scan, patch_size)
+        return images.encode(pixels)
+    if data.modality == "audio":
+        return audio.encode(prompt + made, data.audio.sample_rate)
+    return made
+
+
+def main() -> None:
+    """Makes bytes after the prompt, and shows or writes them."""
+    # Here and not above, so that --help does not wait for JAX.
+    from tqdm import tqdm
+
+    from megabyte_jax import generation, run_config, trained
+
+    config = run_config.load(WORKDIR.value)
+    patch_size = run_config.validate(config).patch_size
+    check_flags(config.data.modality)
+    if config.data.modality == "image":
+        prompt, num_bytes = plan_image(config.data.image, patch_size)
+    elif config.data.modality == "audio":
+        prompt, num_bytes = plan_audio(config.data.audio.sample_rate)
+    else:
+        prompt, num_bytes = plan_bytes()
+    sampling = generation.Sampling(
+        temperature=TEMPERATURE.value,
+        top_k=TOP_K.value,
+        top_p=TOP_P.value,
+        min_p=MIN_P.value,
+        seed=SEED.value,
+    )
+    stop = None if STOP.value is None else os.fsencode(STOP.value)
+    generation.check_length(num_bytes, stop)
+    if OUTPUT.value is not None:
+        cli.require_writable("output", Path(OUTPUT.value))
+
+    model = trained.load(WORKDIR.value)
+    made = model.stream(prompt, num_bytes, **dataclasses.asdict(sampling), stop=stop)
     print("compiling ...", file=sys.stderr)
+    if OUTPUT.value is not None:
+        progress = tqdm(made, total=num_bytes, unit="B", unit_scale=True, disable=None)
+        contents = file_contents(config.data, patch_size, prompt, b"".join(progress))
+        cli.write_file("output", Path(OUTPUT.value), contents)
+        return
     for text in printable_stream(made):
         sys.stdout.buffer.write(text.encode())  # UTF-8 whatever the locale
         sys.stdout.buffer.flush()

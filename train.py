@@ -101,15 +101,13 @@ def train(config: ConfigDict, workdir: str) -> None:
             if due(config.sample.interval):
                 with reporter.paused("sampling", compiles=True):
                     prompt = config.sample.prompt.encode("utf-8", "surrogateescape")
-                    sample = generation.stream(
-                        model,
-                        state.params,
-                        prompt,
-                        config.sample.num_bytes,
-                        temperature=config.sample.temperature,
-                        seed=config.seed,
+                    sampling = generation.Sampling(
+                        temperature=config.sample.temperature, seed=config.seed
                     )
-                    reporter.sample(step, prompt + bytes(sample))
+                    (sample,) = generation.generate(
+                        model, state.params, [prompt], config.sample.num_bytes, sampling
+                    )
+                    reporter.sample(step, prompt + sample.data)
             if due(config.checkpoint.interval):
                 with reporter.paused("saving"):
                     checkpoint.save(manager, state)

@@ -25,6 +25,13 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.source = "stdlib"  # or a file, a directory or a glob; .gz, .xz, .zst too
+    config.data.modality = "bytes"  # or image, audio: what generate.py reads and writes
+    config.data.image = ConfigDict()  # of modality image, RGB
+    config.data.image.height = 64  # in pixels
+    config.data.image.width = 64
+    config.data.image.scan = "patch"  # as in the paper, in blocks that fill a patch; or raster
+    config.data.audio = ConfigDict()  # of modality audio, 16-bit mono
+    config.data.audio.sample_rate = 16_000  # per second
     config.data.split = ConfigDict()
     config.data.split.by = "document"  # by hash of the name; or bytes (in order); or folder
     config.data.split.valid_size = 0.05  # a fraction; from 1 on, by bytes, a number of bytes

@@ -10,8 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from megabyte_jax.data import images
 from megabyte_jax.errors import UserError
-from megabyte_jax.models.config import MegabyteConfig, from_mapping
+from megabyte_jax.models.config import ModelConfig, from_mapping
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -52,10 +53,15 @@ def _is_text(x: Any) -> bool:
 _STEPS = _whole(0)
 _BYTES = _whole(0, 53)
 
-# Every key outside `model`, which MegabyteConfig checks.
+# Every key outside `model`, which the model's own config checks.
 CHECKS: dict[str, _Check] = {
     "seed": _whole(0, 32),
     "data.source": ((lambda x: _is_text(x) and x != ""), "stdlib, or a file, directory or glob"),
+    "data.modality": _one_of("bytes", "image", "audio"),
+    "data.image.height": _whole(1, 13),
+    "data.image.width": _whole(1, 13),
+    "data.image.scan": _one_of("raster", "patch"),
+    "data.audio.sample_rate": _whole(1),
     "data.split.by": _one_of("document", "bytes", "folder"),
     "data.split.valid_size": _number(0),
     "data.split.test_size": _number(0),
@@ -88,7 +94,7 @@ CHECKS: dict[str, _Check] = {
 }
 
 
-def validate(config: ConfigDict) -> MegabyteConfig:
+def validate(config: ConfigDict) -> ModelConfig:
     """Checks every key of a config.
 
     Args:
@@ -114,7 +120,16 @@ def validate(config: ConfigDict) -> MegabyteConfig:
             f"train.grad_accumulation={train.grad_accumulation}: accepted is a divisor of "
             f"train.batch_size={train.batch_size}"
         )
-    return from_mapping(config.model.to_dict())
+    model = from_mapping(config.model.to_dict())
+    if config.data.modality == "image":
+        side = images.block_side(config.data.image.scan, model.patch_size)
+        for name in ("height", "width"):
+            if config.data.image[name] % side:
+                raise UserError(
+                    f"data.image.{name}={config.data.image[name]}: accepted is a multiple of "
+                    f"{side}, the side of a patch of model.patch_size={model.patch_size} bytes"
+                )
+    return model
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +16,8 @@ from numpy.typing import NDArray
 from megabyte_jax import checkpoint, evaluation, generation, run_config
 from megabyte_jax.data.corpus import Corpus, Document
 from megabyte_jax.errors import UserError
-from megabyte_jax.models import megabyte
-from megabyte_jax.models.config import VOCAB_SIZE, MegabyteConfig
+from megabyte_jax.models import functional
+from megabyte_jax.models.config import VOCAB_SIZE, ModelConfig
 
 
 class TrainedModel:
@@ -25,10 +29,10 @@ class TrainedModel:
         step: updates they were trained for.
     """
 
-    def __init__(self, config: MegabyteConfig, params: megabyte.Params, step: int) -> None:
+    def __init__(self, config: ModelConfig, params: functional.Params, step: int) -> None:
         """Keeps its arguments; `load` is the usual way to make one."""
         self.config, self.params, self.step = config, params, step
-        self._logits = jax.jit(megabyte.logits, static_argnums=0)
+        self._logits = jax.jit(functional.logits, static_argnums=0)
 
     def logits(self, x: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Predicts every byte from the bytes before it.
@@ -61,23 +65,40 @@ class TrainedModel:
 
         Args:
             data: the document, of any length.
-            strategy: `basic`, windows of config.seq_len bytes from the start of the document.
-            stride: of the windows; None, as `basic` has no choice.
+            strategy: basic, sliding, strided or sliding_strided; see `megabyte_jax.evaluation`.
+            stride: in bytes, for the sliding ones; None is half the context.
 
         Returns:
             float32 [len(data)], the log-likelihood of each byte in nats.
 
         Raises:
-            UserError: strategy or stride is another.
+            UserError: strategy or stride does not fit the model.
         """
-        if strategy != "basic" or stride is not None:
-            raise UserError(
-                f"strategy={strategy!r}, stride={stride}: accepted is 'basic' without a stride"
-            )
         document = Document("data", np.frombuffer(data, np.uint8), 0, len(data))
-        scored = evaluation.score(self.config, self.params, Corpus("data", (document,)), 8)
-        parts = [-losses[i, :n] for losses, lengths, _ in scored for i, n in enumerate(lengths)]
-        return np.concatenate([np.zeros(0, np.float32), *parts])
+        corpus = Corpus("data", (document,))
+        result = np.zeros(len(data), np.float32)
+        for batch, losses in evaluation.score(
+            self.config, self.params, corpus, 8, strategy=strategy, stride=stride
+        ):
+            row, position = np.nonzero(batch.scored)
+            result[batch.starts[row] + position] = -losses[row, position]
+        return result
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the config and of every parameter's path, type, shape and bytes, in hex."""
+        config = type(self.config).__name__, dataclasses.asdict(self.config)
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for path, x in jax.tree.leaves_with_path(self.params):  # dicts: in the order of the names
+            x = np.ascontiguousarray(x)
+            digest.update(f"{jax.tree_util.keystr(path)} {x.dtype} {x.shape}\n".encode())
+            digest.update(x.data)
+        return digest.hexdigest()
+
+    @functools.cached_property
+    def decoder(self) -> generation.Decoder:
+        """Generates after several prompts at once; keeps a second copy of the parameters."""
+        return generation.Decoder(self.config, self.params)
 
     def generate(
         self,
@@ -87,9 +108,33 @@ class TrainedModel:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        *,
+        min_p: float | None = None,
+        stop: bytes | None = None,
     ) -> bytes:
-        """Continues a prompt; see `stream`, whose bytes it returns at once."""
-        return b"".join(self.stream(prompt, num_bytes, temperature, top_k, top_p, seed))
+        """Continues a prompt.
+
+        Args:
+            prompt: of any length; the empty one starts a document.
+            num_bytes: how many to make.
+            temperature: 0 takes the likeliest byte.
+            top_k: sample among the k likeliest bytes only.
+            top_p: sample among the likeliest bytes that together reach this probability.
+            seed: the same seed gives the same bytes.
+            min_p: sample among the bytes at least this probable relative to the likeliest.
+            stop: the result ends with the first occurrence of these bytes in it.
+
+        Returns:
+            The bytes after the prompt. `decoder` gives their log-likelihoods too.
+
+        Raises:
+            UserError: a setting is out of range.
+        """
+        sampling = generation.Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
+        )
+        (made,) = self.decoder.generate([prompt], num_bytes, sampling, stop)
+        return made.data
 
     def stream(
         self,
@@ -99,16 +144,21 @@ class TrainedModel:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        *,
+        min_p: float | None = None,
+        stop: bytes | None = None,
     ) -> Iterator[bytes]:
-        """Continues a prompt byte by byte.
+        """Continues a prompt as `generate` does, whose bytes come one by one, patch after patch.
 
         Args:
-            prompt: of any length; the empty one starts a document.
+            prompt: see `generate`, as the rest.
             num_bytes: how many to make.
             temperature: 0 takes the likeliest byte.
             top_k: sample among the k likeliest bytes only.
             top_p: sample among the likeliest bytes that together reach this probability.
             seed: the same seed gives the same bytes.
+            min_p: sample among the bytes at least this probable relative to the likeliest.
+            stop: the last bytes made, if they come.
 
         Returns:
             Iterator over the bytes after the prompt, one at a time.
@@ -116,17 +166,11 @@ class TrainedModel:
         Raises:
             UserError: a setting is out of range.
         """
-        made = generation.stream(
-            self.config,
-            self.params,
-            prompt,
-            num_bytes,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            seed=seed,
+        sampling = generation.Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
-        return (bytes([byte]) for byte in made)
+        parts = self.decoder.stream(prompt, num_bytes, sampling, stop)
+        return (bytes([byte]) for part in parts for byte in part.data)
 
 
 def load(workdir: str | Path, step: int | None = None) -> TrainedModel:
@@ -141,6 +185,6 @@ def load(workdir: str | Path, step: int | None = None) -> TrainedModel:
         CheckpointError: none of its checkpoints can be read.
     """
     config = run_config.validate(run_config.load(workdir))
-    like = jax.eval_shape(lambda: megabyte.init_params(config, jax.random.key(0)))
+    like = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
     found, params = checkpoint.restore_params(Path(workdir), like, step)
     return TrainedModel(config, params, found)

@@ -7,48 +7,109 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megabyte_jax import generation
 from megabyte_jax.errors import UserError
-from megabyte_jax.generation import filter_logits, stream
-from megabyte_jax.models import megabyte
+from megabyte_jax.generation import Sampling, filter_logits
+from megabyte_jax.models import functional
+from megabyte_jax.models.config import ByteTransformerConfig, MegabyteConfig, TransformerConfig
 from megabyte_jax.trained import TrainedModel
 from tests import runs
 
 P, T = runs.P, runs.T
 PROMPT = bytes(np.random.default_rng(0).integers(0, 256, 3 * T, np.uint8))
+STACK = TransformerConfig(dim=16, num_layers=2, num_heads=2)
+BASELINE = {"transformer": STACK, "init": "scaled", "dtype": "float32"}
+CONFIGS = {
+    "megabyte": runs.tiny_model(init="scaled"),
+    "one patch": MegabyteConfig(
+        seq_len=4, patch_size=4, global_model=STACK, local_model=STACK, dtype="float32"
+    ),
+    "baseline": ByteTransformerConfig(seq_len=T, **BASELINE),
+    "window": ByteTransformerConfig(seq_len=T, window=5, **BASELINE),
+}
 
 
-@pytest.fixture(scope="module")
-def model():
-    config = runs.tiny_model(init="scaled")
-    return TrainedModel(config, megabyte.init_params(config, jax.random.key(3)), 0)
+@functools.cache
+def make(name):
+    config = CONFIGS[name]
+    return TrainedModel(config, functional.init_params(config, jax.random.key(3)), 0)
 
 
-def greedy(model, prompt, num_bytes):
-    """The likeliest bytes, from all the logits of as much as the model is said to see."""
-    context = list(prompt)
-    for _ in range(num_bytes):
+@pytest.fixture
+def model(request):
+    return make(getattr(request, "param", "megabyte"))
+
+
+each_model = pytest.mark.parametrize("model", list(CONFIGS), indirect=True)
+
+
+def contexts(model, prompt, made):
+    """What the model is said to see before each byte made."""
+    context, T = list(prompt), model.config.seq_len
+    for byte in made:
         if len(context) >= T:
-            context = context[-T // 2 :]
-        padded = np.array([context + [0] * (T - len(context))], np.uint8)
-        context.append(int(model.logits(padded)[0, len(context)].argmax()))
-        yield context[-1]
+            context = context[len(context) - T // 2 :]
+        yield bytes(context)
+        context.append(byte)
 
 
+def logits_after(model, context):
+    """All the logits computed anew for one byte."""
+    padded = np.zeros((1, model.config.seq_len), np.uint8)
+    padded[0, : len(context)] = np.frombuffer(context, np.uint8)
+    return model.logits(padded)[0, len(context)].astype(np.float64)
+
+
+def check_greedy(model, prompt, made):
+    # Where two bytes are as likely as float32 can tell, either may come.
+    for byte, context in zip(made, contexts(model, prompt, made), strict=True):
+        logits = logits_after(model, context)
+        assert logits[byte] >= logits.max() - 1e-4
+
+
+@each_model
 @pytest.mark.parametrize("length", [*range(P + 2), T - 1, T, T + 1, 3 * T])
 def test_greedy_generation_takes_the_likeliest_byte_each_time(model, length):
-    expected = bytes(greedy(model, PROMPT[:length], 9))
-    assert model.generate(PROMPT[:length], 9, temperature=0.0) == expected
+    made = model.generate(PROMPT[:length], 9, temperature=0.0)
+    assert len(made) == 9
+    check_greedy(model, PROMPT[:length], made)
 
 
-def test_generation_steps_past_the_context(model):
-    expected = bytes(greedy(model, b"a", 3 * T))
-    assert model.generate(b"a", 3 * T, temperature=0.0) == expected
-    assert len(set(expected)) > 3
+@each_model
+def test_generation_slides_past_the_context(model):
+    made = model.generate(b"a", 3 * T, temperature=0.0)
+    assert len(made) == 3 * T
+    check_greedy(model, b"a", made)
+    assert len(set(model.generate(b"a", 3 * T))) > 3
+
+
+@each_model
+def test_the_log_likelihoods_are_those_of_the_model_whatever_the_settings(model):
+    (made,) = model.decoder.generate([b"ab"], 2 * T, Sampling(temperature=0.7, top_k=30))
+    expected = []
+    for byte, context in zip(made.data, contexts(model, b"ab", made.data), strict=True):
+        logits = logits_after(model, context)
+        expected.append(logits[byte] - np.log(np.exp(logits).sum()))
+    assert made.log_probs.dtype == np.float32
+    np.testing.assert_allclose(made.log_probs, expected, rtol=0, atol=1e-5)
+
+
+@each_model
+def test_a_batch_gives_each_prompt_what_it_gets_alone(model):
+    prompts = [PROMPT[:n] for n in (0, 1, P, T - 2, T, 2 * T, 3)]
+    together = model.decoder.generate(prompts, 2 * T, Sampling(seed=7))
+    for i, (prompt, made) in enumerate(zip(prompts, together, strict=True)):
+        assert made.data == model.generate(prompt, 2 * T, seed=7 + i)
+
+
+def test_no_prompts_give_nothing(model):
+    assert model.decoder.generate([], 5) == []
 
 
 @pytest.mark.parametrize("length", [0, 1, T, 3 * T])
 def test_no_bytes_are_made_when_none_are_asked_for(model, length):
-    assert model.generate(PROMPT[:length], 0) == b""
+    (made,) = model.decoder.generate([PROMPT[:length]], 0)
+    assert made.data == b"" and made.log_probs.shape == (0,)
 
 
 def test_the_seed_decides_the_bytes(model):
@@ -61,16 +122,66 @@ def test_a_prefix_does_not_depend_on_how_many_bytes_follow(model):
 
 
 def test_the_stream_gives_the_bytes_of_generate_one_by_one(model):
-    settings = 20, 0.7, 9, 0.8, 5
+    settings = 60, 0.7, 9, 0.8, 5
     parts = list(model.stream(b"ab", *settings))
     assert all(len(part) == 1 for part in parts)
     assert b"".join(parts) == model.generate(b"ab", *settings)
 
 
+@settings(deadline=None, max_examples=60)
+@given(start=st.integers(0, 140), size=st.integers(1, 9), prompt=st.binary(max_size=2 * T))
+def test_an_output_ends_with_the_first_stop_string_in_it(start, size, prompt):
+    model = make("megabyte")
+    whole = model.generate(prompt, 150, 0.5)
+    stop = whole[start : start + size]
+    end = whole.find(stop) + len(stop)
+    assert model.generate(prompt, 150, 0.5, stop=stop) == whole[:end]
+    assert b"".join(model.stream(prompt, 150, 0.5, stop=stop)) == whole[:end]
+
+
+def test_each_output_of_a_batch_stops_by_itself(model):
+    prompts = [b"", b"abc", PROMPT[:T]]
+    whole = model.decoder.generate(prompts, 150)
+    stop = whole[1].data[4:6]
+    for all_of_it, made in zip(whole, model.decoder.generate(prompts, 150, stop=stop), strict=True):
+        found = all_of_it.data.find(stop)
+        end = found + 2 if found >= 0 else 150
+        assert made.data == all_of_it.data[:end]
+        np.testing.assert_array_equal(made.log_probs, all_of_it.log_probs[:end])
+
+
+def test_a_stop_string_in_the_prompt_alone_stops_nothing(model):
+    whole = model.generate(b"abc", 40, seed=2)
+    assert b"bc" not in whole and model.generate(b"abc", 40, seed=2, stop=b"bc") == whole
+
+
+def test_neither_lengths_nor_settings_nor_sliding_compile_again(model):
+    model.generate(PROMPT[:T], 1)
+    decoders = generation._decode._cache_size()
+    prefills = generation._prefill._cache_size()
+    for length in (0, 1, 5, T, 3 * T):
+        model.generate(PROMPT[:length], length + 2 * T, 0.5, 7, 0.9, seed=length, min_p=0.01)
+        list(model.stream(PROMPT[:length], T, stop=b"no such"))
+    assert generation._decode._cache_size() == decoders
+    # Prompts of up to 1, 2, 4 and 6 patches.
+    assert generation._prefill._cache_size() <= prefills + 4
+
+
+def test_the_cache_is_taken_over_and_not_copied(model):
+    decoder = model.decoder
+    window, cache = decoder._first_window([b"a"])
+    settings = generation._Settings(*map(jnp.float32, (1, 256, 1, 0)))
+    settings = settings._replace(top_k=jnp.int32(256))
+    keys = jax.vmap(jax.random.key)(np.zeros(1, np.uint32))
+    unstacked = decoder._unstacked
+    generation._decode(model.config, unstacked, cache, window, keys, settings, jnp.int32(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
+
+
 @pytest.mark.parametrize(
     "limits",
     [{"temperature": t} for t in (1e-3, 1e-37, 1e-40, 1e-45, 1e-60)]
-    + [{"top_k": 1}, {"top_p": 1e-9}],
+    + [{"top_k": 1}, {"top_p": 1e-9}, {"min_p": 1.0}],
     ids=str,
 )
 def test_the_limits_of_the_settings_are_greedy(model, limits):
@@ -81,19 +192,19 @@ def test_the_limits_of_the_settings_are_greedy(model, limits):
 def test_the_bytes_come_in_the_proportions_of_the_model(model):
     probability = np.exp(model.logits(np.zeros((1, 1), np.uint8))[0, 0])
     probability /= probability.sum()
-    first = [model.generate(b"", 1, seed=seed)[0] for seed in range(400)]
+    first = [made.data[0] for made in model.decoder.generate([b""] * 400, 1)]
     likely = np.argsort(-probability)[:40]
     expected, got = probability[likely].sum(), np.isin(first, likely).mean()
     assert abs(got - expected) < 4 * np.sqrt(expected * (1 - expected) / 400)
 
 
-def filtered(logits, temperature, top_k, top_p):
+def filtered(logits, temperature, top_k, top_p, min_p):
     """The bytes that may come, by adding them up from the likeliest on."""
     logits = (logits - logits.max()) / temperature
     p = np.exp(logits) / np.exp(logits).sum()
     kept, total = np.full(256, -np.inf), 0.0
     for rank, byte in enumerate(np.argsort(-p, kind="stable")):
-        if rank < top_k and (rank == 0 or total < top_p):
+        if rank < top_k and (rank == 0 or total < top_p) and p[byte] >= min_p * p.max():
             kept[byte] = np.log(p[byte])
         total += p[byte]
     return kept
@@ -109,24 +220,28 @@ def compiled_filter():
     seed=st.integers(0, 10**6),
     temperature=st.sampled_from([0.1, 0.5, 1.0, 3.0]),
     top_k=st.integers(1, 256),
-    top_p=st.floats(0.001, 0.999),
+    top_p=st.floats(0.001, 1),
+    min_p=st.sampled_from([0.0, 0.001, 0.1, 0.9]),
 )
-def test_the_filter_keeps_the_likeliest_and_their_proportions(seed, temperature, top_k, top_p):
-    logits = np.random.default_rng(seed).normal(0, 2, 256).astype(np.float32)
-    expected = filtered(logits.astype(np.float64), temperature, top_k, top_p)
-    expected -= np.log(np.exp(expected).sum())
-    arguments = jnp.float32(temperature), jnp.int32(top_k), jnp.float32(top_p)
-    made = np.asarray(compiled_filter()(logits, *arguments))
-    # A sum within rounding of top_p may fall on either side of it, by one byte.
-    assert abs(np.isfinite(made).sum() - np.isfinite(expected).sum()) <= 1
-    if (np.isfinite(made) == np.isfinite(expected)).all():
-        np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
+def test_the_filter_keeps_the_likeliest_and_their_proportions(
+    seed, temperature, top_k, top_p, min_p
+):
+    logits = np.random.default_rng(seed).normal(0, 2, (3, 256)).astype(np.float32)
+    limits = temperature, top_k, top_p, min_p
+    arguments = *map(jnp.float32, limits[:1]), jnp.int32(top_k), *map(jnp.float32, limits[2:])
+    rows = np.asarray(compiled_filter()(logits, *arguments))
+    for made, row in zip(rows, logits, strict=True):
+        expected = filtered(row.astype(np.float64), *limits)
+        expected -= np.log(np.exp(expected).sum())
+        # A sum within rounding of top_p may fall on either side of it, by one byte.
+        assert abs(np.isfinite(made).sum() - np.isfinite(expected).sum()) <= 1
+        if (np.isfinite(made) == np.isfinite(expected)).all():
+            np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
     "setting, value",
     [
-        ("num_bytes", -1),
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("temperature", float("inf")),
@@ -135,11 +250,30 @@ def test_the_filter_keeps_the_likeliest_and_their_proportions(seed, temperature,
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_p", float("nan")),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("min_p", float("nan")),
         ("seed", -1),
         ("seed", 2**70),
     ],
 )
-def test_a_setting_out_of_range_is_named(model, setting, value):
-    arguments = {"num_bytes": 1, setting: value}
+def test_a_setting_out_of_range_is_named(setting, value):
     with pytest.raises(UserError, match=f"--{setting}={value}: accepted is"):
-        next(stream(model.config, model.params, b"", arguments.pop("num_bytes"), **arguments))
+        Sampling(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        ({"num_bytes": -1}, "--num_bytes=-1: accepted is"),
+        (
+            {"num_bytes": 3, "stop": b"four"},
+            "--stop=b'four': accepted is .* 1 to num_bytes=3 bytes",
+        ),
+        ({"num_bytes": 3, "stop": b""}, "--stop=b'': accepted is"),
+    ],
+)
+def test_a_length_that_does_not_fit_is_told_before_anything_is_made(model, arguments, named):
+    for make_bytes in (model.generate, model.stream):
+        with pytest.raises(UserError, match=named):
+            make_bytes(b"", **arguments)

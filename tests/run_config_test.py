@@ -81,6 +81,11 @@ WRONG = [
     ("data.split.by", ["name"]),
     ("data.split.valid_size", [-0.1, math.nan]),
     ("data.source", [""]),
+    ("data.modality", ["text", ""]),
+    ("data.image.height", [0, 2**13]),
+    ("data.image.width", [0]),
+    ("data.image.scan", ["hilbert"]),
+    ("data.audio.sample_rate", [0, -1]),
     ("seed", [-1, 2**32]),
     ("log_interval", [0]),
     ("sample.temperature", [-1.0, math.inf]),
@@ -111,6 +116,22 @@ def test_a_value_out_of_range_is_named_with_what_is_accepted(key, value):
 def test_a_model_that_cannot_be_is_named_by_its_key(key, value, named):
     with pytest.raises(UserError, match=re.escape(named)):
         run_config.validate(runs.tiny_config("stdlib", **{key: value}))
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        ({}, "model.patch_size=4: accepted is 3 times a square, such as 12"),
+        ({"model.patch_size": 12, "data.image.height": 63}, "data.image.height=63: accepted is a"),
+        ({"model.patch_size": 12, "data.image.width": 5}, "width=5: accepted is a multiple of 2"),
+    ],
+)
+def test_an_image_that_a_patch_scan_cannot_cut_is_named(changes, named):
+    changes = {"model.global_model.dim": 24, "data.modality": "image"} | changes
+    with pytest.raises(UserError, match=re.escape(named)):
+        run_config.validate(runs.tiny_config("stdlib", **changes))
+    for other in ({"data.image.scan": "raster"}, {"data.modality": "bytes"}):
+        run_config.validate(runs.tiny_config("stdlib", **changes | other))
 
 
 def test_a_missing_and_an_unknown_key_are_named():

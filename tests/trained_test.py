@@ -59,10 +59,40 @@ def test_the_log_likelihood_is_that_of_windows_from_the_start(model, size):
     np.testing.assert_allclose(made, np.array(expected), atol=1e-5)
 
 
-@pytest.mark.parametrize("arguments", [{"strategy": "sliding"}, {"stride": 4}])
-def test_other_strategies_are_refused(model, arguments):
-    with pytest.raises(UserError, match="accepted is 'basic' without a stride"):
-        model.log_likelihood(b"ab", **arguments)
+@pytest.mark.parametrize("size", [0, 1, 5, 7, T, T + 7, 3 * T + 5])
+@pytest.mark.parametrize("strategy", ["strided", "sliding", "sliding_strided"])
+def test_the_log_likelihood_is_that_of_the_windows_of_the_strategy(model, strategy, size):
+    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    given, half = (8 if "sliding" in strategy else None), runs.P // 2
+    shifts = (0, half) if "strided" in strategy else (0,)
+    expected, done, start = np.zeros(size), 0, 0
+    while done < size:
+        new = np.arange(done, min(start + T, size))
+        for shift in shifts:
+            window = data[start + shift : start + shift + T]
+            logits = model.logits(window[None])[0].astype(np.float64)
+            at = new - start - shift
+            at = at[(at >= runs.P) & (at % runs.P < half)] if shift else at
+            of_byte = logits[at, window[at]] - np.log(np.exp(logits[at]).sum(-1))
+            expected[start + shift + at] = of_byte  # the shifted window comes second and prevails
+        done, start = start + T, start + (given or T)
+    made = model.log_likelihood(data.tobytes(), strategy, given)
+    assert made.shape == (size,) and made.dtype == np.float32
+    np.testing.assert_allclose(made, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("data", [b"", b"ab"])
+@pytest.mark.parametrize(
+    "arguments, option",
+    [
+        ({"strategy": "slide"}, "--strategy=slide"),
+        ({"stride": 4}, "--stride=4"),
+        ({"strategy": "sliding", "stride": 6}, "--stride=6"),
+    ],
+)
+def test_other_strategies_are_refused(model, data, arguments, option):
+    with pytest.raises(UserError, match=f"{option}: accepted is"):
+        model.log_likelihood(data, **arguments)
 
 
 def test_the_model_has_learned_something(model, text_dir):
