@@ -54,7 +54,7 @@ def main() -> None:
         raise UserError(f"--output={output}: accepted is a file that can be written and no .png")
     plot = output.with_suffix(".png")
     for path in (output, plot):
-        cli.require_writable("output", path)
+        cli.require_writable("--output", path)
 
     print(f"compiling, then evaluating {documents.num_bytes:,} bytes ...", flush=True)
     result = evaluation.evaluate(
@@ -74,9 +74,9 @@ def main() -> None:
     )
     for name, value in report.items():
         print(f"{name:28}{shown(value)}")
-    cli.write_file("output", plot, plots.loss_by_position(report))
+    cli.write_file("--output", plot, plots.loss_by_position(report))
     print(f"plotted in {plot}")
-    cli.write_file("output", output, (json.dumps(report, indent=2) + "\n").encode())
+    cli.write_file("--output", output, (json.dumps(report, indent=2) + "\n").encode())
     print(f"written to {output}")
 
 

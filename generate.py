@@ -159,7 +159,7 @@ def main() -> None:
     stop = None if STOP.value is None else os.fsencode(STOP.value)
     generation.check_length(num_bytes, stop)
     if OUTPUT.value is not None:
-        cli.require_writable("output", Path(OUTPUT.value))
+        cli.require_writable("--output", Path(OUTPUT.value))
 
     model = trained.load(WORKDIR.value)
     made = model.stream(prompt, num_bytes, **dataclasses.asdict(sampling), stop=stop)
@@ -167,7 +167,7 @@ def main() -> None:
     if OUTPUT.value is not None:
         progress = tqdm(made, total=num_bytes, unit="B", unit_scale=True, disable=None)
         contents = file_contents(config.data, patch_size, prompt, b"".join(progress))
-        cli.write_file("output", Path(OUTPUT.value), contents)
+        cli.write_file("--output", Path(OUTPUT.value), contents)
         return
     for text in printable_stream(made):
         sys.stdout.buffer.write(text.encode())  # UTF-8 whatever the locale

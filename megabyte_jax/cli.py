@@ -48,11 +48,11 @@ def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoRet
     app.run(guarded, flags_parser=_parse)
 
 
-def require_writable(name: str, path: Path) -> None:
+def require_writable(option: str, path: Path) -> None:
     """Checks that `write_file` can, before the work that it is for; makes the directory.
 
     Args:
-        name: of the flag.
+        option: as the user gives it, for the error.
         path: of the file, which is not touched.
 
     Raises:
@@ -66,14 +66,14 @@ def require_writable(name: str, path: Path) -> None:
     except OSError:
         ok = False
     if not ok:
-        raise UserError(f"--{name}={path}: accepted is a file that can be written")
+        raise UserError(f"{option}={path}: accepted is a file that can be written")
 
 
-def write_file(name: str, path: Path, contents: bytes) -> None:
+def write_file(option: str, path: Path, contents: bytes) -> None:
     """Writes a file whole or not at all.
 
     Args:
-        name: of the flag.
+        option: as the user gives it, for the error.
         path: of the file; a link stays one.
         contents: of the file.
 
@@ -87,7 +87,7 @@ def write_file(name: str, path: Path, contents: bytes) -> None:
         os.replace(part, target)
     except OSError as error:
         raise UserError(
-            f"--{name}={path}: {error.strerror}; accepted is a file that can be written"
+            f"{option}={path}: {error.strerror}; accepted is a file that can be written"
         ) from None
     finally:
         part.unlink(missing_ok=True)

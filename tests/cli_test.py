@@ -60,11 +60,11 @@ def test_what_no_flag_takes_is_refused_before_the_work(monkeypatch, capfd, argum
 def test_a_writable_file_is_told_from_others_and_not_touched(tmp_path):
     (tmp_path / "old").write_text("x")
     for name in ("old", "new", "deep/er/new"):
-        cli.require_writable("output", tmp_path / name)
+        cli.require_writable("--output", tmp_path / name)
     assert runs.contents(tmp_path) == {"deep": None, "deep/er": None, "old": b"x"}
     for path in (tmp_path, tmp_path / "old/new", Path("/proc/nothing/x")):
         with pytest.raises(UserError, match=f"--output={path}: accepted is a file"):
-            cli.require_writable("output", path)
+            cli.require_writable("--output", path)
 
 
 def test_neither_the_package_nor_help_waits_for_jax():
