@@ -8,12 +8,12 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from megabyte_jax.models.config import MegabyteConfig
+from megabyte_jax.models.config import ModelConfig
 from megabyte_jax.models.presets import paper_model
 
 
-def model(config: MegabyteConfig) -> ConfigDict:
-    """The keys below `config.model`: the fields of `MegabyteConfig`, documented there."""
+def model(config: ModelConfig) -> ConfigDict:
+    """The keys below `config.model`: the fields of the model's config class, documented there."""
     return ConfigDict(dataclasses.asdict(config))
 
 

@@ -7,17 +7,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
+    from megabyte_jax.generation import Decoder, Generated, Sampling, generate
+    from megabyte_jax.models.byte_transformer import ByteTransformer
+    from megabyte_jax.models.config import ByteTransformerConfig, MegabyteConfig, TransformerConfig
     from megabyte_jax.models.megabyte import Megabyte
     from megabyte_jax.trained import TrainedModel, load
 
-__all__ = ["Megabyte", "MegabyteConfig", "TrainedModel", "TransformerConfig", "load"]
+__all__ = [
+    "ByteTransformer",
+    "ByteTransformerConfig",
+    "Decoder",
+    "Generated",
+    "Megabyte",
+    "MegabyteConfig",
+    "Sampling",
+    "TrainedModel",
+    "TransformerConfig",
+    "generate",
+    "load",
+]
 
 _MODULES = {
+    "ByteTransformer": "megabyte_jax.models.byte_transformer",
+    "ByteTransformerConfig": "megabyte_jax.models.config",
+    "Decoder": "megabyte_jax.generation",
+    "Generated": "megabyte_jax.generation",
     "Megabyte": "megabyte_jax.models.megabyte",
     "MegabyteConfig": "megabyte_jax.models.config",
+    "Sampling": "megabyte_jax.generation",
     "TrainedModel": "megabyte_jax.trained",
     "TransformerConfig": "megabyte_jax.models.config",
+    "generate": "megabyte_jax.generation",
     "load": "megabyte_jax.trained",
 }
 

@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from megabyte_jax.errors import UserError
-from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
+from megabyte_jax.models.config import ByteTransformerConfig, MegabyteConfig, TransformerConfig
 
 # Switches of `TransformerConfig`. Rotary positions in the paper's local model come with its
 # cross-patch attention (section 2.3.2) and are set with the models below.
@@ -87,7 +87,18 @@ _PAPER_MODELS: dict[str, tuple[int, int, tuple[int, int], tuple[int, int], dict[
     "audio_350m_146m_no_cross_patch": (524_288, 32, (1024, 24), (768, 14), {"cross_patch": 0}),
 }
 
+# Name -> (T, D, L), after table 13; table 4 has a context of 1,024 for ImageNet64 too.
+_PAPER_BASELINES = {
+    "320m": (1024, 1024, 22),
+    "350m": (1024, 1024, 24),
+    "image64_760m": (2048, 1536, 24),
+    "image256_62m": (1024, 768, 6),
+    "image640_83m": (1024, 768, 8),
+    "audio_135m": (1024, 768, 13),
+}
+
 PAPER_MODELS = tuple(_PAPER_MODELS)
+PAPER_BASELINES = tuple(_PAPER_BASELINES)
 
 
 def paper_model(name: str) -> MegabyteConfig:
@@ -102,7 +113,28 @@ def paper_model(name: str) -> MegabyteConfig:
     Raises:
         UserError: no model has that name.
     """
-    if name not in _PAPER_MODELS:
-        raise UserError(f"size={name!r}: accepted is one of {', '.join(PAPER_MODELS)}")
+    _require_name(name, PAPER_MODELS)
     seq_len, patch_size, global_size, local_size, switches = _PAPER_MODELS[name]
     return _paper(seq_len, patch_size, global_size, local_size, **switches)
+
+
+def paper_baseline(name: str) -> ByteTransformerConfig:
+    """A byte-level Transformer of the paper's tables 5 (350m, of the generation speed) and 13.
+
+    Args:
+        name: one of `PAPER_BASELINES`: task if not text, and size.
+
+    Returns:
+        Its config, with the same block, dropout, initialisation and dtype as the models.
+
+    Raises:
+        UserError: no baseline has that name.
+    """
+    _require_name(name, PAPER_BASELINES)
+    seq_len, dim, num_layers = _PAPER_BASELINES[name]
+    return ByteTransformerConfig(seq_len=seq_len, transformer=paper_transformer(dim, num_layers))
+
+
+def _require_name(name: str, names: tuple[str, ...]) -> None:
+    if name not in names:
+        raise UserError(f"size={name!r}: accepted is one of {', '.join(names)}")

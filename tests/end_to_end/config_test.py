@@ -6,15 +6,18 @@ import jax
 import pytest
 
 from megabyte_jax import run_config
-from megabyte_jax.models import megabyte
-from megabyte_jax.models.presets import PAPER_MODELS
+from megabyte_jax.models import functional
+from megabyte_jax.models.config import ByteTransformerConfig
+from megabyte_jax.models.presets import PAPER_BASELINES, PAPER_MODELS
 from tests import runs
 
 FILES = sorted(
     path.relative_to(runs.ROOT).with_suffix("") for path in (runs.ROOT / "configs").rglob("*.py")
 )
 SHIPPED = [".".join(path.parts) for path in FILES]
-ALL = [(name, None) for name in SHIPPED] + [("configs.paper.text", size) for size in PAPER_MODELS]
+ALL = [(name, None) for name in SHIPPED]
+ALL += [("configs.paper.text", size) for size in PAPER_MODELS]
+ALL += [("configs.transformer", size) for size in ("small_window", *PAPER_BASELINES)]
 
 
 def count(config):
@@ -30,6 +33,9 @@ def count(config):
         heads = 2 * s.head_width * s.qk_norm
         return s.num_layers * (weights + biases * s.bias + 2 * norm + heads) + norm
 
+    if isinstance(config, ByteTransformerConfig):
+        rows = 256 + 1 + config.seq_len * config.byte_positions
+        return stack(config.transformer) + rows * config.transformer.dim
     byte_dim, local_dim = config.byte_dim, config.local_model.dim
     embedder = 256 * byte_dim + config.seq_len * byte_dim * config.byte_positions
     embedder += config.global_model.dim  # the pad of the global model
@@ -43,10 +49,10 @@ def count(config):
 def test_every_shipped_config_is_valid_and_its_model_builds(name, size):
     config = importlib.import_module(name).get_config(*([size] if size else []))
     model = run_config.validate(config)
-    params = jax.eval_shape(lambda: megabyte.init_params(model, jax.random.key(0)))
+    params = jax.eval_shape(lambda: functional.init_params(model, jax.random.key(0)))
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == count(model)
     x = jax.ShapeDtypeStruct((1, model.seq_len), "uint8")
-    assert jax.eval_shape(lambda *args: megabyte.nll(model, *args), params, x).shape == x.shape
+    assert jax.eval_shape(lambda *args: functional.nll(model, *args), params, x).shape == x.shape
 
 
 # Arguments of train.py -> what its one line must hold: the option, the value, what is accepted.
@@ -87,6 +93,10 @@ BAD = [
     (
         ["--config=configs/paper/text.py:9t"],
         ["--config=configs/paper/text.py:9t", "size='9t'", "758m_262m"],
+    ),
+    (
+        ["--config=configs/transformer.py:9t"],
+        ["--config=configs/transformer.py:9t", "size='9t'", "small_window", "320m"],
     ),
     (["--workdir=SHORT"], ["--workdir=", "accepted is a directory"]),
     (["--workdir=/proc/run"], ["--workdir=/proc/run", "accepted is a directory"]),

@@ -17,12 +17,13 @@ def inputs(r, dtype=np.float32):
     return [rng.normal(size=shape).astype(dtype) for shape in shapes]
 
 
-def one_by_one(q, k, v):
+def one_by_one(q, k, v, banded=False):
     """The definition, in float64: each query of each head over the keys it may see."""
     q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
     r, out = k.shape[2] - T, np.zeros(q.shape)
     for b, g, t, h in np.ndindex(B, G, T, H):
-        seen, n = slice(0 if g else r, r + t + 1), h * N // H
+        first = t + 1 if banded else 0
+        seen, n = slice(first if g else max(first, r), r + t + 1), h * N // H
         weights = np.exp(k[b, g, seen, n] @ q[b, g, t, h] / np.sqrt(D))
         out[b, g, t, h] = weights / weights.sum() @ v[b, g, seen, n]
     return out
@@ -34,6 +35,16 @@ def test_attention_is_its_definition(r):
     np.testing.assert_allclose(attention(q, k, v), one_by_one(q, k, v), atol=1e-5)
 
 
+def test_in_a_band_a_query_sees_as_many_keys_as_a_group_has_and_no_more():
+    q, k, v = inputs(T)
+    got = attention(q, k, v, banded=True)
+    np.testing.assert_allclose(got, one_by_one(q, k, v, banded=True), atol=1e-5)
+    k[:, 1, :3], v[:, 1, :3] = 1e3, -1e3  # which queries from the third on are not to see
+    other = attention(q, k, v, banded=True)
+    np.testing.assert_array_equal(other[:, 1, 2:], got[:, 1, 2:])
+    assert np.all(other[:, 1, :2] != got[:, 1, :2])
+
+
 def test_the_first_group_never_sees_what_stands_before_it():
     q, k, v = inputs(3)
     k[:, 0, :3], v[:, 0, :3] = 1e3, -1e3
@@ -41,19 +52,22 @@ def test_the_first_group_never_sees_what_stands_before_it():
     np.testing.assert_allclose(attention(q, k, v)[:, :1], alone, atol=1e-6)
 
 
-def value_and_gradients(q, k, v):
+def value_and_gradients(q, k, v, banded):
     weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
-    value, backward = jax.vjp(attention, q, k, v)
+    value, backward = jax.vjp(functools.partial(attention, banded=banded), q, k, v)
     return value, *backward(weights)
 
 
-@pytest.mark.parametrize(("r", "block"), [(0, 2), (3, 2), (3, 5)])
-def test_blocks_of_queries_give_the_same_values_and_gradients(r, block, monkeypatch):
-    direct = value_and_gradients(*inputs(r))
+@pytest.mark.parametrize(
+    ("r", "block", "banded"),
+    [(0, 2, False), (3, 2, False), (3, 5, False), (T, 2, True), (T, 5, True)],
+)
+def test_blocks_of_queries_give_the_same_values_and_gradients(r, block, banded, monkeypatch):
+    direct = value_and_gradients(*inputs(r), banded)
     monkeypatch.setattr(module, "_MAX_SCORES", T * (T + r) - 1)
     monkeypatch.setattr(module, "_QUERY_BLOCK", block)
     assert "scan" in str(jax.make_jaxpr(attention)(*inputs(r)))
-    for a, b in zip(direct, value_and_gradients(*inputs(r)), strict=True):
+    for a, b in zip(direct, value_and_gradients(*inputs(r), banded), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

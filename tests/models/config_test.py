@@ -7,7 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megabyte_jax.errors import UserError
-from megabyte_jax.models.config import MegabyteConfig, TransformerConfig, from_mapping
+from megabyte_jax.models.config import (
+    ByteTransformerConfig,
+    MegabyteConfig,
+    TransformerConfig,
+    from_mapping,
+)
 from tests.models.reference import tiny
 
 STACK = {"dim": 24, "num_layers": 2, "num_heads": 3}
@@ -48,6 +53,16 @@ BAD_MODELS = [
     ("byte_positions", "no"),
     ("local_positions", None),
 ]
+BAD_BASELINES = [
+    ("seq_len", 0),
+    ("seq_len", True),
+    ("window", -1),
+    ("window", 20),
+    ("window", 2.0),
+    ("byte_positions", 1),
+    ("init", "xavier"),
+    ("dtype", "float16"),
+]
 
 
 def message(function, *args, **kwargs):
@@ -67,6 +82,23 @@ def test_a_bad_value_of_a_stack_is_named(name, value):
 def test_a_bad_value_of_a_model_is_named(name, value):
     text = message(tiny, **{name: value})
     assert text.startswith(f"{name}=") and "accepted is" in text
+
+
+def baseline(**fields):
+    return ByteTransformerConfig(
+        **{"seq_len": 20, "transformer": TransformerConfig(**STACK), **fields}
+    )
+
+
+@pytest.mark.parametrize("name, value", BAD_BASELINES, ids=str)
+def test_a_bad_value_of_a_baseline_is_named(name, value):
+    text = message(baseline, **{name: value})
+    assert text.startswith(f"{name}={value!r}: accepted is ")
+
+
+def test_a_window_is_shorter_than_the_sequence_and_0_is_none():
+    assert "below seq_len=20" in message(baseline, window=20)
+    assert [baseline(window=window).window for window in (0, 1, 19)] == [0, 1, 19]
 
 
 def test_rope_needs_heads_of_even_width():
@@ -116,6 +148,30 @@ def test_a_config_survives_json():
     stored = json.loads(json.dumps(dataclasses.asdict(config)))
     assert from_mapping(stored) == config
     assert hash(from_mapping(stored)) == hash(config)
+
+
+def test_a_config_of_the_baseline_survives_json_and_is_told_by_its_transformer():
+    config = baseline(window=7, dtype="float32", byte_positions=False)
+    stored = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_mapping(stored) == config
+    assert hash(from_mapping(stored)) == hash(config)
+
+
+BAD_STORED_BASELINES = [
+    ("window", 20, "model.window=20: accepted is below seq_len=20"),
+    ("patch_size", 4, "model.patch_size: unknown; accepted are seq_len, transformer, window"),
+    ("global_model", {}, "model.global_model: unknown; accepted are seq_len, transformer"),
+    ("transformer", 5, "model.transformer=5: accepted is the fields dim, num_layers"),
+    ("transformer", {**STACK, "dim": 25}, "model.transformer.dim=25: accepted is a multiple"),
+    ("transformer", {**STACK, "layers": 2}, "model.transformer.layers: unknown; accepted are dim"),
+    ("transformer", {"dim": 24}, "model.transformer: "),
+]
+
+
+@pytest.mark.parametrize("name, value, expected", BAD_STORED_BASELINES, ids=str)
+def test_the_error_of_a_stored_baseline_gives_the_path(name, value, expected):
+    stored = {**dataclasses.asdict(baseline()), name: value}
+    assert message(from_mapping, stored).startswith(expected)
 
 
 @pytest.mark.parametrize(
