@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from megabyte_jax import cli
+from megabyte_jax.data import media
 from megabyte_jax.errors import UserError
 from megabyte_jax.text import printable_stream
 
@@ -42,7 +43,6 @@ ONLY_WITH = {
     "num_bytes": ["bytes", "audio"],
 }
 NEED_FILE = ["prompt_rows", "prompt_seconds"]
-SUFFIXES = {"image": ".png", "audio": ".wav"}
 
 
 def check_flags(modality: str) -> None:
@@ -58,8 +58,8 @@ def check_flags(modality: str) -> None:
             raise UserError(f"--{name}={flag.value}: accepted with --prompt_file only")
     if PROMPT.value and PROMPT_FILE.value is not None:
         raise UserError(f"--prompt={PROMPT.value!r}: accepted is this or --prompt_file, not both")
-    suffix = SUFFIXES.get(modality, "")
-    if suffix and not (OUTPUT.value or "").lower().endswith(suffix):
+    suffix = media.SUFFIXES[modality]
+    if modality != "bytes" and not (OUTPUT.value or "").lower().endswith(suffix):
         raise UserError(f"--output={OUTPUT.value}: accepted is a file that ends in {suffix}")
 
 
@@ -120,25 +120,13 @@ def plan_audio(sample_rate: int) -> tuple[bytes, int]:
     return samples[: audio.SAMPLE_BYTES * round(seconds * sample_rate)], num_bytes
 
 
-def file_contents(data: ConfigDict, patch_size: int, prompt: bytes, made: bytes) -> bytes:
-    """What --output is to hold: a PNG, a WAV, or the bytes that were made."""
-    from megabyte_jax.data import audio, images
-
-    if data.modality == "image":
-        size = data.image.height, data.image.width
-        pixels = images.to_pixels(prompt + made, *size, data.image.scan, patch_size)
-        return images.encode(pixels)
-    if data.modality == "audio":
-        return audio.encode(prompt + made, data.audio.sample_rate)
-    return made
-
-
 def main() -> None:
     """Makes bytes after the prompt, and shows or writes them."""
     # Here and not above, so that --help does not wait for JAX.
     from tqdm import tqdm
 
     from megabyte_jax import generation, run_config, trained
+    from megabyte_jax.sampling import Sampling
 
     config = run_config.load(WORKDIR.value)
     patch_size = run_config.validate(config).patch_size
@@ -149,7 +137,7 @@ def main() -> None:
         prompt, num_bytes = plan_audio(config.data.audio.sample_rate)
     else:
         prompt, num_bytes = plan_bytes()
-    sampling = generation.Sampling(
+    sampling = Sampling(
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,
@@ -166,7 +154,9 @@ def main() -> None:
     print("compiling ...", file=sys.stderr)
     if OUTPUT.value is not None:
         progress = tqdm(made, total=num_bytes, unit="B", unit_scale=True, disable=None)
-        contents = file_contents(config.data, patch_size, prompt, b"".join(progress))
+        contents = b"".join(progress)
+        if config.data.modality != "bytes":
+            contents = media.encode(prompt + contents, config.data, patch_size)
         cli.write_file("--output", Path(OUTPUT.value), contents)
         return
     for text in printable_stream(made):

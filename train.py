@@ -32,9 +32,10 @@ def train(config: ConfigDict, workdir: str) -> None:
     import jax
 
     from megabyte_jax import checkpoint, evaluation, flops, generation, run_config
-    from megabyte_jax.data import corpus, splits, windows
+    from megabyte_jax.data import corpus, media, splits, windows
     from megabyte_jax.metrics import Reporter
     from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
+    from megabyte_jax.sampling import Sampling
     from megabyte_jax.training import init_state, make_train_step
 
     model = run_config.validate(config)
@@ -101,13 +102,12 @@ def train(config: ConfigDict, workdir: str) -> None:
             if due(config.sample.interval):
                 with reporter.paused("sampling", compiles=True):
                     prompt = config.sample.prompt.encode("utf-8", "surrogateescape")
-                    sampling = generation.Sampling(
-                        temperature=config.sample.temperature, seed=config.seed
-                    )
+                    sampling = Sampling(temperature=config.sample.temperature, seed=config.seed)
                     (sample,) = generation.generate(
                         model, state.params, [prompt], config.sample.num_bytes, sampling
                     )
-                    reporter.sample(step, prompt + sample.data)
+                    contents = media.encode(prompt + sample.data, config.data, model.patch_size)
+                    reporter.sample(step, contents, media.SUFFIXES[config.data.modality])
             if due(config.checkpoint.interval):
                 with reporter.paused("saving"):
                     checkpoint.save(manager, state)

@@ -40,10 +40,11 @@ import numpy as np
 from benchmarks import machine
 from configs import enwik8
 from megabyte_jax import flops
-from megabyte_jax.generation import Decoder, Sampling
+from megabyte_jax.generation import Decoder
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ModelConfig, TransformerConfig, from_mapping
 from megabyte_jax.models.presets import paper_baseline, paper_model
+from megabyte_jax.sampling import Sampling
 
 PRIME, LENGTH = 100, 1024  # bytes of the prompt, and with those generated
 PAPER_LENGTH, PAPER_SPEEDUP = 8192, 1.42  # 132 s / 93 s in the paper

@@ -7,10 +7,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megabyte_jax.generation import Decoder, Generated, Sampling, generate
+    from megabyte_jax.generation import Decoder, Generated, generate
     from megabyte_jax.models.byte_transformer import ByteTransformer
     from megabyte_jax.models.config import ByteTransformerConfig, MegabyteConfig, TransformerConfig
     from megabyte_jax.models.megabyte import Megabyte
+    from megabyte_jax.sampling import Sampling
     from megabyte_jax.trained import TrainedModel, load
 
 __all__ = [
@@ -34,7 +35,7 @@ _MODULES = {
     "Generated": "megabyte_jax.generation",
     "Megabyte": "megabyte_jax.models.megabyte",
     "MegabyteConfig": "megabyte_jax.models.config",
-    "Sampling": "megabyte_jax.generation",
+    "Sampling": "megabyte_jax.sampling",
     "TrainedModel": "megabyte_jax.trained",
     "TransformerConfig": "megabyte_jax.models.config",
     "generate": "megabyte_jax.generation",

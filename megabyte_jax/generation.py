@@ -8,7 +8,6 @@ is full its older half is dropped and what is left, the last seq_len // 2 bytes,
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -20,44 +19,10 @@ from numpy.typing import NDArray
 
 from megabyte_jax.errors import UserError
 from megabyte_jax.models import functional
-from megabyte_jax.models.config import VOCAB_SIZE, ModelConfig
+from megabyte_jax.models.config import ModelConfig
+from megabyte_jax.sampling import MODEL_DISTRIBUTION, Sampling, Settings, choose, gumbel_noise
 
 _BYTES_PER_CALL = 128  # made before the host looks for a stop string
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next byte is chosen from the model's logits.
-
-    Attributes:
-        temperature: 0 takes the likeliest byte, 1 samples from the model's distribution.
-        top_k: sample among the k likeliest bytes only.
-        top_p: sample among the likeliest bytes that together reach this probability.
-        min_p: sample among the bytes at least this probable relative to the likeliest.
-        seed: of the first prompt, that of the next is one more. Bytes follow from the model, the
-            prompt and its seed, whatever else is in the batch, as far as float rounding allows.
-
-    Raises:
-        UserError: one is out of range; the message names it.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        top_k, top_p, min_p = self.top_k, self.top_p, self.min_p
-        for name, ok, accepted in (
-            ("temperature", 0 <= self.temperature < float("inf"), "a number of at least 0"),
-            ("top_k", top_k is None or 1 <= top_k <= VOCAB_SIZE, "from 1 to 256"),
-            ("top_p", top_p is None or 0 < top_p <= 1, "above 0, at most 1"),
-            ("min_p", min_p is None or 0 <= min_p <= 1, "from 0 to 1"),
-            ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to below 2**32"),
-        ):
-            if not ok:
-                raise UserError(f"--{name}={getattr(self, name)}: accepted is {accepted}")
 
 
 def check_length(num_bytes: int, stop: bytes | None) -> None:
@@ -87,74 +52,6 @@ class Generated(NamedTuple):
     log_probs: NDArray[np.float32]
 
 
-def filter_logits(
-    logits: jax.Array,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
-    min_p: jax.Array,
-) -> jax.Array:
-    """Sharpens logits and removes the unlikely bytes.
-
-    Args:
-        logits: float32 [B, V].
-        temperature: float32 [], above 0.
-        top_k: int32 [], how many of the likeliest bytes stay.
-        top_p: float32 [], the likeliest bytes stay until together they reach this probability;
-            the likeliest always stays.
-        min_p: float32 [], bytes stay that are at least this probable relative to the likeliest.
-
-    Returns:
-        float32 [B, V], -inf where a byte is removed.
-    """
-    # At most 0 and then divided, because a low temperature may overflow.
-    logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
-
-    def limited(logits: jax.Array) -> jax.Array:
-        # Comparing all pairs is four times faster than sorting, on a CPU too. [B, V, V]: whether
-        # the byte of the middle axis comes before that of the last; of equals the first does.
-        this, other = logits[:, :, None], logits[:, None]
-        number = jnp.arange(VOCAB_SIZE)
-        ahead = jnp.where((number[:, None] < number[None])[None], this >= other, this > other)
-        p = jax.nn.softmax(logits, axis=-1)
-        weights = jnp.stack([jnp.ones_like(p), p], axis=1)
-        sums = jnp.matmul(weights, ahead.astype(p.dtype), precision="highest")  # [B, 2, V]
-        rank, before = sums[:, 0], sums[:, 1]
-        kept = (rank < top_k) & ((before < top_p) | (rank == 0))
-        return jnp.where(kept, logits, -jnp.inf)
-
-    needed = (top_k < VOCAB_SIZE) | (top_p < 1)
-    kept = jax.lax.cond(needed, limited, lambda logits: logits, logits)
-    return jnp.where(logits >= jnp.log(min_p), kept, -jnp.inf)
-
-
-class _Settings(NamedTuple):
-    """`Sampling` as arrays, so that one program serves them all."""
-
-    temperature: jax.Array
-    top_k: jax.Array
-    top_p: jax.Array
-    min_p: jax.Array
-
-
-def _choose(logits: jax.Array, noise: jax.Array, settings: _Settings) -> jax.Array:
-    """Chooses bytes uint8 [B] by logits float32 [B, V], at random by Gumbel noise [B, V]."""
-    sampled = settings.temperature > 0
-    temperature = jnp.where(sampled, settings.temperature, 1.0)
-    filtered = filter_logits(logits, temperature, *settings[1:])
-    scores = jnp.where(sampled, filtered + noise, logits)
-    return jnp.argmax(scores, axis=-1).astype(jnp.uint8)
-
-
-def _noise(keys: jax.Array, first: jax.Array, P: int) -> jax.Array:
-    """Gumbel noise float32 [B, P, V] for the bytes from number `first` of each output on."""
-
-    def one(key: jax.Array, number: jax.Array) -> jax.Array:
-        return jax.random.gumbel(jax.random.fold_in(key, number), (VOCAB_SIZE,))
-
-    return jax.vmap(jax.vmap(one, (None, 0)))(keys, first[:, None] + jnp.arange(P)[None])
-
-
 class _Window(NamedTuple):
     """The windows of a batch and where each of them stands, on the host or on the device.
 
@@ -181,7 +78,7 @@ def _decode(
     cache: Any,
     window: _Window,
     keys: jax.Array,
-    settings: _Settings,
+    settings: Settings,
     num_patches: jax.Array,
 ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
     """Makes patches, as many as asked for up to the N that one call may make.
@@ -199,7 +96,7 @@ def _decode(
         cache, x, made, log_probs = carry
         k = window.k + i
         given = jnp.where(i == 0, window.given, 0)
-        noise = _noise(keys, window.made - window.given + i * P, P)
+        noise = gumbel_noise(keys, window.made - window.given + i * P, P)
         h, cache = functional.begin_patch(config, unstacked, cache, x, k)
         places = k[:, None] * P + jnp.arange(P)[None]
 
@@ -207,7 +104,7 @@ def _decode(
             cache, bytes_, scores = carry
             before = bytes_[:, jnp.maximum(p - 1, 0)]
             logits, cache = functional.next_byte(config, unstacked, cache, h, k, p, before)
-            chosen = jnp.where(p < given, bytes_[:, p], _choose(logits, noise[:, p], settings))
+            chosen = jnp.where(p < given, bytes_[:, p], choose(logits, noise[:, p], settings))
             score = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=-1)
             return cache, bytes_.at[:, p].set(chosen), scores.at[:, p].set(score[:, 0])
 
@@ -242,7 +139,7 @@ class Decoder:
         self,
         prompts: Sequence[bytes],
         num_bytes: int,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = MODEL_DISTRIBUTION,
         stop: bytes | None = None,
     ) -> list[Generated]:
         """Continues B prompts at once.
@@ -272,7 +169,7 @@ class Decoder:
         self,
         prompt: bytes,
         num_bytes: int,
-        sampling: Sampling = Sampling(),
+        sampling: Sampling = MODEL_DISTRIBUTION,
         stop: bytes | None = None,
     ) -> Iterator[Generated]:
         """Continues one prompt as `generate` does, and gives each patch as soon as it is made.
@@ -301,21 +198,15 @@ class Decoder:
     ) -> Iterator[list[Generated]]:
         check_length(num_bytes, stop)
         outputs = [_Output(num_bytes, stop) for _ in prompts]
-        settings = _Settings(
-            jnp.float32(sampling.temperature),
-            jnp.int32(VOCAB_SIZE if sampling.top_k is None else sampling.top_k),
-            jnp.float32(1.0 if sampling.top_p is None else sampling.top_p),
-            jnp.float32(sampling.min_p or 0.0),
-        )
         seeds = np.arange(sampling.seed, sampling.seed + len(prompts)) % 2**32
         keys = jax.vmap(jax.random.key)(seeds.astype(np.uint32))
-        return self._calls(prompts, outputs, settings, keys, patches_per_call)
+        return self._calls(prompts, outputs, sampling.settings, keys, patches_per_call)
 
     def _calls(
         self,
         prompts: Sequence[bytes],
         outputs: list[_Output],
-        settings: _Settings,
+        settings: Settings,
         keys: jax.Array,
         patches_per_call: int,
     ) -> Iterator[list[Generated]]:
@@ -407,7 +298,7 @@ def generate(
     params: functional.Params,
     prompts: Sequence[bytes],
     num_bytes: int,
-    sampling: Sampling = Sampling(),
+    sampling: Sampling = MODEL_DISTRIBUTION,
     stop: bytes | None = None,
 ) -> list[Generated]:
     """Continues prompts with a model once; a `Decoder` does it again and again.

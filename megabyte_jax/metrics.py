@@ -164,17 +164,19 @@ class Reporter:
         self.write(step, {"eval/bits_per_byte": bits_per_byte, "eval/bytes": size})
         self.say(f"step {step}: {bits_per_byte:.4f} bits/byte on {size:,} bytes of validation")
 
-    def sample(self, step: int, sample: bytes) -> None:
-        """Keeps a sample in `samples/` and shows it.
+    def sample(self, step: int, contents: bytes, suffix: str = ".txt") -> None:
+        """Keeps a sample in `samples/` and shows it, if it is text.
 
         Args:
             step: updates made.
-            sample: its bytes.
+            contents: of its file.
+            suffix: of its name.
         """
-        path = self._workdir / "samples" / f"{step:08d}.txt"
+        path = self._workdir / "samples" / f"{step:08d}{suffix}"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(sample)
-        self.say(f"step {step}, a sample:\n{printable(sample)}\n")
+        path.write_bytes(contents)
+        shown = f":\n{printable(contents)}\n" if suffix == ".txt" else f" in {path}"
+        self.say(f"step {step}, a sample{shown}")
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Writes a record to metrics.jsonl and TensorBoard.

@@ -18,6 +18,7 @@ from megabyte_jax.data.corpus import Corpus, Document
 from megabyte_jax.errors import UserError
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import VOCAB_SIZE, ModelConfig
+from megabyte_jax.sampling import Sampling
 
 
 class TrainedModel:
@@ -130,7 +131,7 @@ class TrainedModel:
         Raises:
             UserError: a setting is out of range.
         """
-        sampling = generation.Sampling(
+        sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
         (made,) = self.decoder.generate([prompt], num_bytes, sampling, stop)
@@ -166,7 +167,7 @@ class TrainedModel:
         Raises:
             UserError: a setting is out of range.
         """
-        sampling = generation.Sampling(
+        sampling = Sampling(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed
         )
         parts = self.decoder.stream(prompt, num_bytes, sampling, stop)

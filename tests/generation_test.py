@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from megabyte_jax import generation
 from megabyte_jax.errors import UserError
-from megabyte_jax.generation import Sampling, filter_logits
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ByteTransformerConfig, MegabyteConfig, TransformerConfig
+from megabyte_jax.sampling import Sampling
 from megabyte_jax.trained import TrainedModel
 from tests import runs
 
@@ -170,11 +170,11 @@ def test_neither_lengths_nor_settings_nor_sliding_compile_again(model):
 def test_the_cache_is_taken_over_and_not_copied(model):
     decoder = model.decoder
     window, cache = decoder._first_window([b"a"])
-    settings = generation._Settings(*map(jnp.float32, (1, 256, 1, 0)))
-    settings = settings._replace(top_k=jnp.int32(256))
     keys = jax.vmap(jax.random.key)(np.zeros(1, np.uint32))
     unstacked = decoder._unstacked
-    generation._decode(model.config, unstacked, cache, window, keys, settings, jnp.int32(1))
+    generation._decode(
+        model.config, unstacked, cache, window, keys, Sampling().settings, jnp.int32(1)
+    )
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache))
 
 
@@ -196,70 +196,6 @@ def test_the_bytes_come_in_the_proportions_of_the_model(model):
     likely = np.argsort(-probability)[:40]
     expected, got = probability[likely].sum(), np.isin(first, likely).mean()
     assert abs(got - expected) < 4 * np.sqrt(expected * (1 - expected) / 400)
-
-
-def filtered(logits, temperature, top_k, top_p, min_p):
-    """The bytes that may come, by adding them up from the likeliest on."""
-    logits = (logits - logits.max()) / temperature
-    p = np.exp(logits) / np.exp(logits).sum()
-    kept, total = np.full(256, -np.inf), 0.0
-    for rank, byte in enumerate(np.argsort(-p, kind="stable")):
-        if rank < top_k and (rank == 0 or total < top_p) and p[byte] >= min_p * p.max():
-            kept[byte] = np.log(p[byte])
-        total += p[byte]
-    return kept
-
-
-@functools.cache
-def compiled_filter():
-    return jax.jit(lambda *args: jax.nn.log_softmax(filter_logits(*args)))
-
-
-@settings(deadline=None, max_examples=100)
-@given(
-    seed=st.integers(0, 10**6),
-    temperature=st.sampled_from([0.1, 0.5, 1.0, 3.0]),
-    top_k=st.integers(1, 256),
-    top_p=st.floats(0.001, 1),
-    min_p=st.sampled_from([0.0, 0.001, 0.1, 0.9]),
-)
-def test_the_filter_keeps_the_likeliest_and_their_proportions(
-    seed, temperature, top_k, top_p, min_p
-):
-    logits = np.random.default_rng(seed).normal(0, 2, (3, 256)).astype(np.float32)
-    limits = temperature, top_k, top_p, min_p
-    arguments = *map(jnp.float32, limits[:1]), jnp.int32(top_k), *map(jnp.float32, limits[2:])
-    rows = np.asarray(compiled_filter()(logits, *arguments))
-    for made, row in zip(rows, logits, strict=True):
-        expected = filtered(row.astype(np.float64), *limits)
-        expected -= np.log(np.exp(expected).sum())
-        # A sum within rounding of top_p may fall on either side of it, by one byte.
-        assert abs(np.isfinite(made).sum() - np.isfinite(expected).sum()) <= 1
-        if (np.isfinite(made) == np.isfinite(expected)).all():
-            np.testing.assert_allclose(made, expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    "setting, value",
-    [
-        ("temperature", -0.1),
-        ("temperature", float("nan")),
-        ("temperature", float("inf")),
-        ("top_k", 0),
-        ("top_k", 257),
-        ("top_p", 0.0),
-        ("top_p", 1.1),
-        ("top_p", float("nan")),
-        ("min_p", -0.1),
-        ("min_p", 1.1),
-        ("min_p", float("nan")),
-        ("seed", -1),
-        ("seed", 2**70),
-    ],
-)
-def test_a_setting_out_of_range_is_named(setting, value):
-    with pytest.raises(UserError, match=f"--{setting}={value}: accepted is"):
-        Sampling(**{setting: value})
 
 
 @pytest.mark.parametrize(

@@ -102,3 +102,11 @@ def test_a_sample_is_kept_as_bytes_and_shown_as_text(tmp_path, capsys):
         report.sample(3, b"a\xff\x1b")
     assert (tmp_path / "samples" / "00000003.txt").read_bytes() == b"a\xff\x1b"
     assert "step 3, a sample:\na\\xff\\x1b\n" in capsys.readouterr().err
+
+
+def test_a_sample_that_is_no_text_is_kept_and_its_file_named(tmp_path, capsys):
+    with reporter(tmp_path) as report:
+        report.sample(3, b"\x89PNG", ".png")
+    path = tmp_path / "samples" / "00000003.png"
+    assert path.read_bytes() == b"\x89PNG"
+    assert f"step 3, a sample in {path}\n" in capsys.readouterr().err
