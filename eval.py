@@ -45,16 +45,17 @@ def main() -> None:
         raise UserError(f"--split={SPLIT.value}: accepted is this or --data, which has no splits")
     else:
         documents = corpus.open_corpus(DATA.value, option="--data")
-        split, name = "all", re.sub(r"\W+", "_", DATA.value).strip("_")
+        # Not the name of a split, whatever the data are called.
+        split, name = "all", "data-" + re.sub(r"\W+", "_", DATA.value).strip("_")
     model = trained.load(WORKDIR.value)
-    output = Path(WORKDIR.value) / "eval" / f"{name}-{strategy}.json"
-    if OUTPUT.value is not None:
-        output = Path(OUTPUT.value)
-    if output.suffix.lower() == ".png":
+    output = OUTPUT.value
+    if output is None:
+        output = str(Path(WORKDIR.value) / "eval" / f"{name}-{strategy}.json")
+    cli.require_writable("--output", output)
+    plot = Path(output).with_suffix(".png")
+    if output.lower().endswith(".png"):
         raise UserError(f"--output={output}: accepted is a file that can be written and no .png")
-    plot = output.with_suffix(".png")
-    for path in (output, plot):
-        cli.require_writable("--output", path)
+    cli.require_writable("--output", plot)
 
     print(f"compiling, then evaluating {documents.num_bytes:,} bytes ...", flush=True)
     result = evaluation.evaluate(

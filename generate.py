@@ -8,7 +8,6 @@ continued (--prompt_file, --prompt_seconds), into --output=FILE.png or FILE.wav.
 import dataclasses
 import os
 import sys
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -146,10 +145,9 @@ def main() -> None:
     )
     stop = None if STOP.value is None else os.fsencode(STOP.value)
     generation.check_length(num_bytes, stop)
-    if OUTPUT.value is not None:
-        cli.require_writable("--output", Path(OUTPUT.value))
-
     model = trained.load(WORKDIR.value)
+    if OUTPUT.value is not None:
+        cli.require_writable("--output", OUTPUT.value)
     made = model.stream(prompt, num_bytes, **dataclasses.asdict(sampling), stop=stop)
     print("compiling ...", file=sys.stderr)
     if OUTPUT.value is not None:
@@ -157,7 +155,7 @@ def main() -> None:
         contents = b"".join(progress)
         if config.data.modality != "bytes":
             contents = media.encode(prompt + contents, config.data, patch_size)
-        cli.write_file("--output", Path(OUTPUT.value), contents)
+        cli.write_file("--output", OUTPUT.value, contents)
         return
     for text in printable_stream(made):
         sys.stdout.buffer.write(text.encode())  # UTF-8 whatever the locale

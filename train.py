@@ -44,7 +44,9 @@ def train(config: ConfigDict, workdir: str) -> None:
     documents = corpus.open_corpus(config.data.source)
     valid = splits.split_corpus(documents, "valid", **config.data.split)
     trained = splits.split_corpus(documents, "train", **config.data.split)
-    sampler = windows.TrainWindows(trained, model.seq_len, config.train.batch_size, config.seed)
+    sampler = windows.TrainWindows(
+        trained, model.seq_len, config.train.batch_size, config.seed, media.unit(config.data)
+    )
     directory = run_config.open_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, schedule)
     print("compiling the initial state ...", file=sys.stderr)

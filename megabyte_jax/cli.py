@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -48,7 +50,7 @@ def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoRet
     app.run(guarded, flags_parser=_parse)
 
 
-def require_writable(option: str, path: Path) -> None:
+def require_writable(option: str, path: str | Path) -> None:
     """Checks that `write_file` can, before the work that it is for; makes the directory.
 
     Args:
@@ -62,28 +64,31 @@ def require_writable(option: str, path: Path) -> None:
     target = Path(os.path.realpath(path))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        ok = os.access(target.parent, os.W_OK) and (target.is_file() or not target.exists())
+        with tempfile.TemporaryFile(dir=target.parent):
+            ok = target.is_file() or not (target.exists() or str(path).endswith(os.sep))
     except OSError:
         ok = False
     if not ok:
         raise UserError(f"{option}={path}: accepted is a file that can be written")
 
 
-def write_file(option: str, path: Path, contents: bytes) -> None:
+def write_file(option: str, path: str | Path, contents: bytes) -> None:
     """Writes a file whole or not at all.
 
     Args:
         option: as the user gives it, for the error.
-        path: of the file; a link stays one.
+        path: of the file; a link stays one, and an old file keeps its permissions.
         contents: of the file.
 
     Raises:
         UserError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    part = target.with_name(f"{os.getpid()}.part")
+    part = target.with_name(f".{os.getpid()}-{time.time_ns()}.part")
     try:
         part.write_bytes(contents)
+        if target.exists():
+            part.chmod(target.stat().st_mode)
         os.replace(part, target)
     except OSError as error:
         raise UserError(
@@ -101,6 +106,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
             _ = flags.FLAGS.config.to_dict  # a file that is not there fails only when used
         return rest
     except SystemExit:  # of --help, to which absl gives the status of a mistake
+        sys.exit(0)
+    except BrokenPipeError:  # of --help whose reader stops reading
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (OSError, ImportError, SyntaxError) as error:
         given = [option for option in argv if option.startswith("--config=")] or ["--config"]

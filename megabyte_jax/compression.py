@@ -17,6 +17,7 @@ checksums of itself and of the bytes, so that whatever is wrong is told and neve
 from __future__ import annotations
 
 import functools
+import math
 import os
 import struct
 import zlib
@@ -126,7 +127,7 @@ def decompress(model: TrainedModel, stream: bytes) -> bytes:
         return symbols
 
     data = _code_windows(model, size, decode).tobytes()
-    if zlib.crc32(data) != checksum:
+    if zlib.crc32(data) != checksum or not decoder.maybe_exhausted():
         raise _other_arithmetic()
     return data
 
@@ -142,6 +143,10 @@ def _open(model: TrainedModel, stream: bytes) -> tuple[int, int, NDArray[np.uint
     if checksum != _CHECKSUM.pack(zlib.crc32(body)) or not whole_words:
         raise UserError("damaged or cut short; accepted is a whole stream as encode made it")
     _, digest, size, data_checksum = _HEADER.unpack_from(body)
+    # No byte costs less than the likeliest in a table of nothing else.
+    most = (8 * (len(body) - _HEADER.size) + 64) / -math.log2((_SHARED + 1) / _TOTAL)
+    if size > most or (size == 0 and len(body) > _HEADER.size):
+        raise UserError("damaged: its size does not fit; accepted is a stream as encode made it")
     if digest != _short_digest(model):
         raise UserError(
             f"made with the checkpoint of digest {digest.hex()}, not with this one of "
@@ -290,15 +295,15 @@ def main(direction: str, source: str, target: str) -> None:
     if direction not in ("encode", "decode"):
         raise UserError(f"{direction!r}: accepted is encode or decode")
     data = _read(Path(source))
-    cli.require_writable("OUT", Path(target))
+    model = trained.load(flags.FLAGS.workdir)
+    cli.require_writable("OUT", target)
     if os.path.realpath(source) == os.path.realpath(target):
         raise UserError(f"OUT={target}: accepted is another file than IN")
-    model = trained.load(flags.FLAGS.workdir)
     try:
         made = (compress if direction == "encode" else decompress)(model, data)
     except UserError as error:
         raise UserError(f"IN={source}: {error}") from None
-    cli.write_file("OUT", Path(target), made)
+    cli.write_file("OUT", target, made)
     size, compressed = map(len, (data, made) if direction == "encode" else (made, data))
     line = f"{size:,} bytes, compressed {compressed:,}"
     if size:

@@ -3,7 +3,8 @@
 A prompt is read by the parallel forward pass up to its last whole patch; the bytes left over are
 run through the decoder again as given ones, so that any mixture of lengths decodes in step, the
 global model once per patch and the local one once per byte. A window holds seq_len bytes: when it
-is full its older half is dropped and what is left, the last seq_len // 2 bytes, is read again.
+is full its older half is dropped and what is left, the last seq_len // 2 bytes, is read again. The
+first time that compiles a program of its own; after that nothing is compiled any more.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import NDArray
 
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import NonFiniteError, UserError
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ModelConfig
 from megabyte_jax.sampling import MODEL_DISTRIBUTION, Sampling, Settings, choose, gumbel_noise
@@ -29,11 +30,12 @@ def check_length(num_bytes: int, stop: bytes | None) -> None:
     """Checks how long an output is to be.
 
     Raises:
-        UserError: num_bytes is below 0, or the stop string is empty or longer than that.
+        UserError: num_bytes is no whole number of at least 0, or stop is no bytes, empty or longer
+            than that.
     """
-    if num_bytes < 0:
+    if not isinstance(num_bytes, (int, np.integer)) or num_bytes < 0:
         raise UserError(f"--num_bytes={num_bytes}: accepted is a whole number of at least 0")
-    if stop is not None and not 1 <= len(stop) <= num_bytes:
+    if stop is not None and not (isinstance(stop, bytes) and 1 <= len(stop) <= num_bytes):
         raise UserError(
             f"--stop={stop!r}: accepted is a string of 1 to num_bytes={num_bytes} bytes"
         )
@@ -154,7 +156,8 @@ class Decoder:
             What was made after each prompt.
 
         Raises:
-            UserError: num_bytes or stop is out of range.
+            UserError: a prompt, num_bytes or stop is not what it must be.
+            NonFiniteError: a prediction of the model is no number.
         """
         parts = list(self._run(prompts, num_bytes, sampling, stop, _patches_per_call(self._config)))
         return [
@@ -184,7 +187,8 @@ class Decoder:
             Iterator over pieces of what `generate` gives.
 
         Raises:
-            UserError: num_bytes or stop is out of range.
+            UserError: a prompt, num_bytes or stop is not what it must be.
+            NonFiniteError: a prediction of the model is no number.
         """
         return (part for (part,) in self._run([prompt], num_bytes, sampling, stop, 1))
 
@@ -197,6 +201,8 @@ class Decoder:
         patches_per_call: int,
     ) -> Iterator[list[Generated]]:
         check_length(num_bytes, stop)
+        if not all(isinstance(prompt, bytes) for prompt in prompts):
+            raise UserError("prompt: accepted is bytes, of several prompts a list of them")
         outputs = [_Output(num_bytes, stop) for _ in prompts]
         seeds = np.arange(sampling.seed, sampling.seed + len(prompts)) % 2**32
         keys = jax.vmap(jax.random.key)(seeds.astype(np.uint32))
@@ -226,10 +232,13 @@ class Decoder:
                 self._config, self._unstacked, cache, window, keys, settings, np.int32(n)
             )
             made, log_probs = np.asarray(made), np.asarray(log_probs)
-            yield [
+            parts = [
                 output.take(made[i, given : n * P], log_probs[i, given : n * P])
                 for i, (output, given) in enumerate(zip(outputs, window.given, strict=True))
             ]
+            if not all(np.isfinite(part.log_probs).all() for part in parts):
+                raise NonFiniteError("the model's predictions are not finite")
+            yield parts
             window = _Window(x, window.k + n, 0 * window.given, window.made + n * P - window.given)
 
     def _first_window(self, prompts: Sequence[bytes]) -> tuple[_Window, Any]:
@@ -315,6 +324,7 @@ def generate(
         What was made after each prompt.
 
     Raises:
-        UserError: num_bytes or stop is out of range.
+        UserError: a prompt, num_bytes or stop is not what it must be.
+        NonFiniteError: a prediction of the model is no number.
     """
     return Decoder(config, params).generate(prompts, num_bytes, sampling, stop)

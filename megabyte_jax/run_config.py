@@ -107,10 +107,12 @@ def validate(config: ConfigDict) -> ModelConfig:
         UserError: a key is missing, unknown or out of range.
     """
     flat = _flatten({name: value for name, value in config.items() if name != "model"})
-    for name in flat.keys() - CHECKS.keys():
+    for name in sorted(flat.keys() - CHECKS.keys()):
         raise UserError(f"{name}: unknown; accepted are the keys of configs/base.py")
-    for name in CHECKS.keys() - flat.keys():
-        raise UserError(f"{name}: missing; configs/base.py declares it")
+    for name in sorted(CHECKS.keys() - flat.keys()):
+        raise UserError(
+            f"{name}: missing, as in runs of older versions; configs/base.py declares it"
+        )
     for name, (ok, accepted) in CHECKS.items():
         if not ok(flat[name]):
             raise UserError(f"{name}={flat[name]!r}: accepted is {accepted}")

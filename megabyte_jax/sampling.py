@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from megabyte_jax.errors import UserError
 from megabyte_jax.models.config import VOCAB_SIZE
@@ -35,7 +36,8 @@ class Sampling:
     Attributes:
         temperature: 0 takes the likeliest byte, 1 samples from the model's distribution.
         top_k: sample among the k likeliest bytes only.
-        top_p: sample among the likeliest bytes that together reach this probability.
+        top_p: sample among the likeliest bytes that together reach this probability, of what the
+            model says and not of what top_k leaves.
         min_p: sample among the bytes at least this probable relative to the likeliest.
         seed: of the first prompt, that of the next is one more. Bytes follow from the model, the
             prompt and its seed, whatever else is in the batch, as far as float rounding allows.
@@ -52,12 +54,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         top_k, top_p, min_p = self.top_k, self.top_p, self.min_p
+        whole = [isinstance(x, (int, np.integer)) for x in (top_k or 0, self.seed)]
         for name, ok, accepted in (
             ("temperature", 0 <= self.temperature < float("inf"), "a number of at least 0"),
-            ("top_k", top_k is None or 1 <= top_k <= VOCAB_SIZE, "from 1 to 256"),
+            ("top_k", top_k is None or whole[0] and 1 <= top_k <= VOCAB_SIZE, "from 1 to 256"),
             ("top_p", top_p is None or 0 < top_p <= 1, "above 0, at most 1"),
             ("min_p", min_p is None or 0 <= min_p <= 1, "from 0 to 1"),
-            ("seed", 0 <= self.seed < 2**32, "a whole number from 0 to below 2**32"),
+            ("seed", whole[1] and 0 <= self.seed < 2**32, "a whole number from 0 to below 2**32"),
         ):
             if not ok:
                 raise UserError(f"--{name}={getattr(self, name)}: accepted is {accepted}")
@@ -94,14 +97,15 @@ def filter_logits(
         min_p: float32 [], bytes stay that are at least this probable relative to the likeliest.
 
     Returns:
-        float32 [B, V], -inf where a byte is removed.
+        float32 [B, V], -inf where a byte is removed; never the likeliest, which is at 0.
     """
+    likeliest = jnp.argmax(logits, axis=-1)[:, None] == jnp.arange(VOCAB_SIZE)[None]
     # At most 0 and then divided, because a low temperature may overflow.
     logits = (logits - logits.max(axis=-1, keepdims=True)) / temperature
 
     def limited(logits: jax.Array) -> jax.Array:
-        # Comparing all pairs is four times faster than sorting, on a CPU too. [B, V, V]: whether
-        # the byte of the middle axis comes before that of the last; of equals the first does.
+        # Comparing all pairs is four times faster than sorting, on a CPU too, for 256 kB a row.
+        # [B, V, V]: whether the byte of the middle axis comes before that of the last.
         this, other = logits[:, :, None], logits[:, None]
         number = jnp.arange(VOCAB_SIZE)
         ahead = jnp.where((number[:, None] < number[None])[None], this >= other, this > other)
@@ -114,7 +118,10 @@ def filter_logits(
 
     needed = (top_k < VOCAB_SIZE) | (top_p < 1)
     kept = jax.lax.cond(needed, limited, lambda logits: logits, logits)
-    return jnp.where(logits >= jnp.log(min_p), kept, -jnp.inf)
+    kept = jnp.where(logits >= jnp.log(min_p), kept, -jnp.inf)
+    # By its number: a compiler may compute the largest logit anew, rounded otherwise, and then the
+    # difference is not 0.
+    return jnp.where(likeliest, 0.0, kept)
 
 
 def choose(logits: jax.Array, noise: jax.Array, settings: Settings) -> jax.Array:

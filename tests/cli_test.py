@@ -85,3 +85,19 @@ def test_a_reader_that_stops_reading_is_no_error(finished_run):
     made = subprocess.run(command, cwd=runs.ROOT, stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert made.returncode == 0 and made.stderr == b"compiling ...\n"
+
+
+def test_a_file_is_replaced_whole_with_its_permissions_and_its_links(tmp_path):
+    (tmp_path / "old").write_text("x")
+    (tmp_path / "old").chmod(0o600)
+    (tmp_path / "link").symlink_to("old")
+    for name in ("new", "link"):
+        cli.write_file("--output", tmp_path / name, b"abc")
+    assert runs.contents(tmp_path) == {"link": b"abc", "new": b"abc", "old": b"abc"}
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "old").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_name_that_is_a_directory_is_no_file(tmp_path):
+    for path in (f"{tmp_path}/new/", "", "/", "/proc/x", "/dev/null"):
+        with pytest.raises(UserError, match=f"OUT={path}: accepted is a file"):
+            cli.require_writable("OUT", path)

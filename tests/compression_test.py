@@ -172,6 +172,21 @@ def test_words_that_decode_to_other_bytes_are_never_returned(stream, index, chan
         assert "does not decode to the bytes" in str(error)
 
 
+def crafted(stream, size, words=b""):
+    """A whole stream, by its checksum, that says another size; words come after its own."""
+    body = stream[:20] + size.to_bytes(8, "little") + stream[28:-4] + words
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("size", [2**64 - 1, 2**50, 2**34, 0])
+def test_a_size_that_does_not_fit_is_refused_before_anything_is_decoded(stream, size):
+    refused(crafted(stream, size), "damaged: its size does not fit; accepted is a stream")
+
+
+def test_words_after_the_last_are_refused(stream):
+    refused(crafted(stream, len(DATA), b"\x80" * 8), "does not decode to the bytes")
+
+
 def test_other_predictions_are_noticed(stream, monkeypatch):
     step = compression._code_step
     monkeypatch.setattr(

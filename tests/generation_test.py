@@ -1,4 +1,7 @@
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabyte_jax import generation
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import NonFiniteError, UserError
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ByteTransformerConfig, MegabyteConfig, TransformerConfig
 from megabyte_jax.sampling import Sampling
@@ -213,3 +216,42 @@ def test_a_length_that_does_not_fit_is_told_before_anything_is_made(model, argum
     for make_bytes in (model.generate, model.stream):
         with pytest.raises(UserError, match=named):
             make_bytes(b"", **arguments)
+
+
+@pytest.mark.parametrize("prompts", [["abc"], [b"a", None], b"abc"])
+def test_what_is_no_bytes_is_told(model, prompts):
+    with pytest.raises(UserError, match="prompt: accepted is bytes"):
+        model.decoder.generate(prompts, 5)
+
+
+@pytest.mark.parametrize("arguments", [{"num_bytes": 5.5}, {"num_bytes": 5, "stop": "a"}])
+def test_lengths_and_stops_of_other_types_are_told(model, arguments):
+    with pytest.raises(UserError, match="accepted is a (whole number|string)"):
+        model.generate(b"", **arguments)
+
+
+def test_a_model_that_is_no_longer_finite_generates_nothing(model):
+    params = jax.tree.map(lambda leaf: leaf * np.nan, model.params)
+    with pytest.raises(NonFiniteError, match="predictions are not finite"):
+        generation.generate(model.config, params, [b"abc"], 5)
+
+
+def test_the_optimised_program_gives_the_same_bytes():
+    """The other tests turn the compiler's optimisation off, which fuses and so rounds otherwise."""
+    code = """if True:
+        from tests.generation_test import check_greedy, make
+
+        for name in ("megabyte", "window"):
+            model = make(name)
+            greedy = model.generate(b"ab", 40, temperature=0.0)
+            check_greedy(model, b"ab", greedy)
+            limits = {"min_p": 1.0}, {"top_k": 1}, {"top_p": 1e-9}
+            limits += ({"temperature": 1e-30, "top_p": 0.5, "min_p": 0.5},)
+            for limit in limits:
+                assert model.generate(b"ab", 40, **limit) == greedy, limit
+    """
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=runs.ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -60,6 +60,8 @@ def test_the_filter_keeps_the_likeliest_and_their_proportions(
         ("temperature", float("inf")),
         ("top_k", 0),
         ("top_k", 257),
+        ("top_k", 2.5),
+        ("seed", 1.5),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("top_p", float("nan")),

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from megabyte_jax.errors import UserError
 
+_PNG_BIT_DEPTH = 24  # where a PNG file has its bits per channel
+
 
 def block_side(scan: str, patch_size: int) -> int:
     """Returns the side p of the blocks of pixels that a scan goes through one after another.
@@ -91,7 +93,8 @@ def decode(data: bytes, name: str, height: int, width: int) -> NDArray[np.uint8]
         width: W that it must have, in pixels.
 
     Returns:
-        uint8[H, W, 3], exactly the colours of the file; grey has three equal channels.
+        uint8[H, W, 3], exactly the colours of the file, and as they lie in it, whatever rotation a
+        camera noted; grey has three equal channels.
 
     Raises:
         UserError: it is no such file, is damaged, or has another size, transparency or more than
@@ -104,6 +107,8 @@ def decode(data: bytes, name: str, height: int, width: int) -> NDArray[np.uint8]
         with warnings.catch_warnings(action="ignore"):
             image = Image.open(io.BytesIO(data), formats=["PNG", "JPEG"])
             fits = image.size == (width, height)
+            # Of more, Pillow would keep 8 bits without a word.
+            shallow = image.format != "PNG" or data[_PNG_BIT_DEPTH] <= 8
             if fits:  # else it may be far too large to decode
                 image.load()
     except Exception:  # Pillow's decoders raise whatever damaged data makes them run into
@@ -113,7 +118,8 @@ def decode(data: bytes, name: str, height: int, width: int) -> NDArray[np.uint8]
             f"{name}: has {image.height} x {image.width} pixels (height x width); accepted is "
             f"data.image.height x data.image.width = {height} x {width}"
         )
-    if image.mode not in ("1", "L", "P", "RGB") or image.has_transparency_data:
+    plain = image.mode in ("1", "L", "P", "RGB") and not image.has_transparency_data
+    if not (plain and shallow):
         raise UserError(
             f"{name}: has the colours {image.mode}; accepted is RGB, grey or a palette, of 8 bits "
             "and without transparency"

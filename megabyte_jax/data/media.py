@@ -7,6 +7,12 @@ from megabyte_jax.data import audio, images
 SUFFIXES = {"bytes": ".txt", "image": ".png", "audio": ".wav"}
 
 
+def unit(data: Any) -> int:
+    """Returns the bytes of the config's image or of one sample of its sound; of any bytes 1."""
+    image = data.image.height * data.image.width * 3
+    return {"bytes": 1, "image": image, "audio": audio.SAMPLE_BYTES}[data.modality]
+
+
 def encode(contents: bytes, data: Any, patch_size: int) -> bytes:
     """Returns the contents of a file whose name ends in `SUFFIXES[data.modality]`.
 
@@ -18,7 +24,7 @@ def encode(contents: bytes, data: Any, patch_size: int) -> bytes:
     """
     match data.modality:
         case "image":
-            size = data.image.height * data.image.width * 3
+            size = unit(data)
             whole = contents[:size].ljust(size, b"\0")
             pixels = images.to_pixels(
                 whole, data.image.height, data.image.width, data.image.scan, patch_size

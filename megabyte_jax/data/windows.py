@@ -70,6 +70,8 @@ class TrainWindows:
         seq_len: T, bytes of a window.
         batch_size: B, windows of a step over all hosts.
         seed: At least 0.
+        unit: Bytes of an image or a sample. Where T is a multiple of it and documents are, windows
+            begin where one begins.
 
     Raises:
         UserError: The corpus is shorter than one window.
@@ -79,6 +81,7 @@ class TrainWindows:
     seq_len: int
     batch_size: int
     seed: int
+    unit: int = 1
 
     def __post_init__(self) -> None:
         """Checks that there is a window."""
@@ -121,7 +124,8 @@ class TrainWindows:
             key, offset = np.random.SeedSequence((self.seed, epoch)).generate_state(2, np.uint64)
             here = epochs == epoch
             places = permute(windows[here], self.num_windows, int(key)) * self.seq_len
-            starts[here] = (places + int(offset) % self.corpus.num_bytes) % self.corpus.num_bytes
+            first = int(offset) % self.corpus.num_bytes // self.unit * self.unit
+            starts[here] = (places + first) % self.corpus.num_bytes
         return starts
 
 

@@ -1,4 +1,5 @@
 import io
+import zlib
 
 import numpy as np
 import pytest
@@ -122,3 +123,15 @@ def test_damaged_data_is_an_image_of_the_size_or_one_error(data):
         assert images.decode(data, "x", 5, 7).shape == (5, 7, 3)
     except UserError as error:
         assert str(error).startswith("x: ") and "accepted is" in str(error)
+
+
+def test_sixteen_bits_of_a_colour_are_not_cut_to_eight():
+    def chunk(name, data):
+        body = name + data
+        return len(data).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+
+    header = (2).to_bytes(4, "big") + (1).to_bytes(4, "big") + bytes([16, 2, 0, 0, 0])
+    rows = zlib.compress(b"\0" + bytes(range(12)))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with pytest.raises(UserError, match="x: has the colours RGB; accepted is RGB, .* of 8 bits"):
+        images.decode(png, "x", 1, 2)

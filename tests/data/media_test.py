@@ -42,3 +42,7 @@ def test_sound_has_whole_samples(size):
     file = media.encode(bytes(range(size)), config("audio"), 8)
     with wave.open(io.BytesIO(file)) as sound:
         assert sound.readframes(9) == bytes(range(size // 2 * 2))
+
+
+def test_the_unit_is_an_image_or_a_sample():
+    assert [media.unit(config(m)) for m in ("bytes", "image", "audio")] == [1, 72, 2]

@@ -62,6 +62,14 @@ def test_an_epoch_visits_disjoint_windows_of_the_stream(total, batch_size, seed,
         assert (steps == 1 % total).all()
 
 
+@pytest.mark.parametrize("unit", [1, 2, 6, 12])
+def test_windows_of_units_begin_where_a_unit_begins(unit):
+    windows = TrainWindows(corpus_of(bytes(range(240))), 12, 20, seed=0, unit=unit)
+    starts = np.concatenate([windows.batch(step)[:, 0] for step in range(40)])
+    assert (starts % unit == 0).all()
+    assert len({*starts.tolist()}) == 240 // unit  # and at each of them in some epoch
+
+
 def test_epochs_differ_in_their_order_and_their_borders():
     windows = TrainWindows(corpus_of(bytes(range(250))), 10, 25, seed=0)
     first, second = windows.batch(0)[:, 0], windows.batch(1)[:, 0]

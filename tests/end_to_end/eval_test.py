@@ -116,6 +116,20 @@ def test_other_data_is_scored_whole_as_log_likelihood_does(
     assert report["word_perplexity"] is None  # 0xff is no text
 
 
+def test_other_data_of_any_name_leave_the_scores_of_the_splits_alone(
+    finished_run, tmp_path, monkeypatch
+):
+    shutil.copytree(finished_run, tmp_path / "run")
+    (tmp_path / "test").write_bytes(b"abc")
+    monkeypatch.chdir(tmp_path)
+    assert runs.run_main("eval", "--workdir=run", "--data=test") == 0
+    assert {path.name for path in (tmp_path / "run" / "eval").iterdir()} >= {
+        "data-test-basic.json",
+        "data-test-basic.png",
+    }
+    assert not (tmp_path / "run" / "eval" / "test-basic.json").exists()
+
+
 def test_a_file_shorter_than_a_sequence_is_evaluated(finished_run, tmp_path, capfd):
     (tmp_path / "short").write_bytes(b"abc")
     report = evaluate(finished_run, tmp_path / "out.json", f"--data={tmp_path}/short")
@@ -141,6 +155,8 @@ def test_the_table_leaves_out_long_lists():
         (["--data=/no/such"], ["--data='/no/such'", "accepted"]),
         (["--data=HERE/empty"], ["--data=", "empty", "accepted"]),
         (["--output=HERE"], ["--output=", "a file that can be written"]),
+        (["--output="], ["--output=:", "a file that can be written"]),
+        (["--output=/"], ["--output=/:", "a file that can be written"]),
         (["--output=HERE/empty/x.json"], ["--output=", "a file that can be written"]),
         (["--output=HERE/x.PNG"], ["--output=", "x.PNG", "a file that can be written and no .png"]),
         (["--output=HERE/taken.json"], ["--output=", "taken.png", "a file that can be written"]),
