@@ -193,7 +193,7 @@ def _code_windows(model: TrainedModel, size: int, code: _Code) -> NDArray[np.uin
         starts = np.arange(first, min(first + most * T, size), T)
         B = 1 << (len(starts) - 1).bit_length()  # powers of two: few programs
         x = np.zeros((B, T), np.uint8)
-        cache = functional.empty_cache(config, B)
+        cache = functional.init_cache(config, B)
         for t in range(min(T, size - first)):
             p = t % P
             if p == 0:
@@ -229,7 +229,7 @@ def _max_rows(config: ModelConfig) -> int:
 
     from megabyte_jax.models import functional
 
-    cache = jax.eval_shape(lambda: functional.empty_cache(config, 1))
+    cache = jax.eval_shape(lambda: functional.init_cache(config, 1))
     row_bytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
     rows = max(1, min(_MAX_ROWS, _MAX_CACHE_BYTES // row_bytes))
     return 1 << (rows.bit_length() - 1)

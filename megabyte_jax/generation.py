@@ -272,7 +272,7 @@ class Decoder:
     def _read(self, x: NDArray[np.uint8], k: NDArray[np.int32]) -> Any:
         """The cache after the first k patches of each window."""
         if not k.any():
-            return functional.empty_cache(self._config, len(x))
+            return functional.init_cache(self._config, len(x))
         P = self._config.patch_size
         # A power of two, so that few programs serve prompts of all lengths.
         size = min(1 << (int(k.max()) - 1).bit_length(), x.shape[1] // P) * P

@@ -101,7 +101,7 @@ def test_a_byte_of_no_probability_comes_back():
 @pytest.mark.parametrize("room, rows", [(0.1, 1), (1, 1), (3.9, 2), (4, 4), (1000, 64)])
 def test_rows_are_as_many_as_there_is_room_for_their_caches(monkeypatch, room, rows):
     model, data = MODELS["plain"], FILES["skewed"](5 * T + 3)
-    one = sum(x.nbytes for x in jax.tree.leaves(functional.empty_cache(model.config, 1)))
+    one = sum(x.nbytes for x in jax.tree.leaves(functional.init_cache(model.config, 1)))
     monkeypatch.setattr(compression, "_MAX_CACHE_BYTES", int(room * one))
     assert compression._max_rows(model.config) == rows
     check(model, data)

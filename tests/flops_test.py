@@ -99,7 +99,7 @@ def read_by_the_decoder(config, cache=None):
     place, p = jax.ShapeDtypeStruct((1,), np.int32), jax.ShapeDtypeStruct((), np.int32)
     x, one = (jax.ShapeDtypeStruct(shape, np.uint8) for shape in ((1, config.seq_len), (1,)))
     params = jax.eval_shape(lambda p: functional.unstack(config, p), shapes_of_params(config))
-    some = jax.eval_shape(lambda: functional.empty_cache(config, 1))
+    some = jax.eval_shape(lambda: functional.init_cache(config, 1))
 
     def looked_up(path, leaf):  # of the whole table, which the program takes, one row is read
         is_table = path[-1].key in ("byte_embedding", "position_embedding")
@@ -120,7 +120,7 @@ def read_by_the_decoder(config, cache=None):
 @pytest.mark.parametrize("name", DECODED)
 def test_what_is_read_for_a_byte_is_what_the_compiled_decoder_takes(name):
     config = CONFIGS[name]
-    weights = read_by_the_decoder(config, functional.empty_cache(config, 1))
+    weights = read_by_the_decoder(config, functional.init_cache(config, 1))
     cache = read_by_the_decoder(config) - weights
     read = flops.read_per_generated_byte(config)
     assert abs(read.weights / weights - 1) < 0.03

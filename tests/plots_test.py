@@ -50,4 +50,6 @@ def test_any_name_of_a_dataset_is_drawn(name):
 
 @pytest.mark.parametrize("none", [[None], [None] * 8])
 def test_what_has_no_losses_is_drawn_empty(none):
-    pixels(bits_per_byte_by_position=none, bits_per_byte_by_context=none * 3)
+    empty = pixels(bits_per_byte_by_position=none, bits_per_byte_by_context=none * 3)
+    red_is_blue = [(image[..., 0] == image[..., 2]).all() for image in (empty, pixels())]
+    assert red_is_blue == [True, False]  # the curves alone have a colour

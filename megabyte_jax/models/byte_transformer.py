@@ -9,7 +9,7 @@ from flax import nnx
 from megabyte_jax.models.attention import KV, rope
 from megabyte_jax.models.config import VOCAB_SIZE, ByteTransformerConfig
 from megabyte_jax.models.layers import LayerMaker, tied_logits
-from megabyte_jax.models.transformer import Cache, Step, Transformer, empty_cache
+from megabyte_jax.models.transformer import Cache, Step, Transformer, init_cache
 
 
 class ByteTransformer(nnx.Module):
@@ -61,10 +61,10 @@ class ByteTransformer(nnx.Module):
         return h.reshape(B, -1, W, h.shape[-1])
 
     @staticmethod
-    def empty_cache(config: ByteTransformerConfig, batch_size: int) -> Cache:
+    def init_cache(config: ByteTransformerConfig, batch_size: int) -> Cache:
         """The cache of an empty window for B sequences."""
         slots = config.window or config.seq_len
-        return empty_cache(config.transformer, batch_size, slots, config.dtype)
+        return init_cache(config.transformer, batch_size, slots, config.dtype)
 
     def prefill(self, x: jax.Array, num_patches: jax.Array) -> Cache:
         """Reads bytes in parallel.

@@ -1,6 +1,6 @@
 """Any model as plain functions of its config and parameters, which is all that others know of it.
 
-Decoding goes patch by patch (a patch of the baseline is one byte): `empty_cache` or `prefill`, then
+Decoding goes patch by patch (a patch of the baseline is one byte): `init_cache` or `prefill`, then
 for each patch `begin_patch` once and `next_byte` P times.
 """
 
@@ -111,9 +111,9 @@ def unstack(config: ModelConfig, params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(cast, layers(params))
 
 
-def empty_cache(config: ModelConfig, batch_size: int) -> Any:
-    """What decoding remembers of B empty windows; see the model's `empty_cache`."""
-    return _MODELS[type(config)].empty_cache(config, batch_size)
+def init_cache(config: ModelConfig, batch_size: int) -> Any:
+    """What decoding remembers of B empty windows; see the model's `init_cache`."""
+    return _MODELS[type(config)].init_cache(config, batch_size)
 
 
 def prefill(config: ModelConfig, params: Params, x: jax.Array, num_patches: jax.Array) -> Any:

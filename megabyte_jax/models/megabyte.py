@@ -12,7 +12,7 @@ from megabyte_jax.models.attention import KV, rope
 from megabyte_jax.models.config import VOCAB_SIZE, MegabyteConfig
 from megabyte_jax.models.layers import LayerMaker, tied_logits
 from megabyte_jax.models.patch_embedder import PatchEmbedder
-from megabyte_jax.models.transformer import Cache, Step, Transformer, empty_cache
+from megabyte_jax.models.transformer import Cache, Step, Transformer, init_cache
 
 
 class MegabyteCache(NamedTuple):
@@ -79,13 +79,13 @@ class Megabyte(nnx.Module):
         return h + before.astype(self.config.dtype)
 
     @staticmethod
-    def empty_cache(config: MegabyteConfig, batch_size: int) -> MegabyteCache:
+    def init_cache(config: MegabyteConfig, batch_size: int) -> MegabyteCache:
         """The cache of an empty window for B sequences."""
         K = config.seq_len // config.patch_size
         slots = config.previous + config.patch_size
         return MegabyteCache(
-            empty_cache(config.global_model, batch_size, K, config.dtype),
-            empty_cache(config.local_model, batch_size, slots, config.dtype),
+            init_cache(config.global_model, batch_size, K, config.dtype),
+            init_cache(config.local_model, batch_size, slots, config.dtype),
         )
 
     def prefill(self, x: jax.Array, num_patches: jax.Array) -> MegabyteCache:

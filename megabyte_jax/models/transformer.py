@@ -231,7 +231,7 @@ class Transformer(nnx.Module):
         return self.norm(x), tuple(caches)
 
 
-def empty_cache(config: TransformerConfig, batch_size: int, slots: int, dtype: str) -> Cache:
+def init_cache(config: TransformerConfig, batch_size: int, slots: int, dtype: str) -> Cache:
     """The cache of a stack that holds nothing yet.
 
     Args:

@@ -1,12 +1,10 @@
-import functools
-
 import jax
 import numpy as np
-import optax
 import pytest
 
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ByteTransformerConfig, TransformerConfig
+from tests import runs
 from tests.models import reference
 from tests.models.reference import random_bytes, random_params, shapes
 
@@ -94,31 +92,13 @@ def test_the_parameter_count_is_the_closed_formula(fields, block):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes(config))) == expected
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def train(config, params, x):
-    """Parameters after 100 updates on uint8 [B, T]; bits per byte before each."""
-    optimizer = optax.adam(1e-2)
-
-    def step(state, _):
-        params, optimizer_state = state
-        loss, gradients = jax.value_and_grad(
-            lambda params: functional.nll(config, params, x).mean() / np.log(2)
-        )(params)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
-
-    start = params, optimizer.init(params)
-    (params, _), losses = jax.lax.scan(step, start, length=100)
-    return params, losses
-
-
 @pytest.mark.parametrize("window", [0, 5])
 def test_training_starts_at_guessing_moves_every_parameter_and_learns_every_byte_value(window):
     config = tiny({"window": window}, {"dim": 24, "rope": True, "qk_norm": True})
     every = np.random.default_rng(0).permutation(260).astype(np.uint8).reshape(20, T)
     x = np.concatenate([every, every[:, ::-1]])  # so that each follows another one once
     before = functional.init_params(config, jax.random.key(0))
-    params, losses = train(config, before, x)
+    params, losses = runs.fit(config, before, np.tile(x, (100, 1, 1)))
     assert abs(losses[0] - 8) < 0.01 and losses[5] < losses[0]
     probabilities = jax.nn.softmax(run(config, params, x))
     likely = np.take_along_axis(probabilities, x[..., None].astype(int), -1)[..., 0] > 0.5

@@ -160,6 +160,6 @@ def test_the_cache_of_an_empty_window_is_that_of_a_prompt_without_patches(P, r):
         jax.ShapeDtypeStruct((3, 2 * P), np.uint8),
         jax.ShapeDtypeStruct((3,), np.int32),
     )
-    empty = functional.empty_cache(config, 3)
+    empty = functional.init_cache(config, 3)
     assert jax.tree.map(jnp.shape, read) == jax.tree.map(jnp.shape, empty)
     assert not any(leaf.any() for leaf in jax.tree.leaves(empty))

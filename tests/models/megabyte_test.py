@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +6,7 @@ import pytest
 
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import MegabyteConfig, TransformerConfig
+from tests import runs
 from tests.models import reference
 from tests.models.reference import random_bytes, random_params, shapes, tiny
 
@@ -155,23 +154,6 @@ def test_the_largest_text_model_of_the_paper_has_its_parameters():
     assert {k: round(v) for k, v in millions.items()} == {"global_model": 705, "local_model": 227}
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def train(config, params, batches):
-    """Parameters after one update on each of uint8 [N, B, T]; bits per byte before each."""
-    optimizer = optax.adam(1e-2)
-
-    def step(state, x):
-        params, optimizer_state = state
-        loss, gradients = jax.value_and_grad(
-            lambda params: functional.nll(config, params, x).mean() / np.log(2)
-        )(params)
-        updates, optimizer_state = optimizer.update(gradients, optimizer_state)
-        return (optax.apply_updates(params, updates), optimizer_state), loss
-
-    (params, _), losses = jax.lax.scan(step, (params, optimizer.init(params)), batches)
-    return params, losses
-
-
 @pytest.fixture(scope="module")
 def fresh():
     config = tiny(both={"rope": True, "qk_norm": True}, conv_kernels=(3,))
@@ -179,12 +161,12 @@ def fresh():
 
 
 def test_random_bytes_cannot_be_learned_by_copying_them(fresh):
-    _, losses = train(*fresh, random_bytes(300, 2, 20))
+    _, losses = runs.fit(*fresh, random_bytes(300, 2, 20))
     assert np.mean(losses[-100:]) > 7.99
 
 
 def test_one_batch_is_learned_by_heart_and_trains_every_parameter(fresh):
-    params, losses = train(*fresh, np.tile(random_bytes(1, 2, 20), (300, 1, 1)))
+    params, losses = runs.fit(*fresh, np.tile(random_bytes(1, 2, 20), (300, 1, 1)))
     assert losses[-1] < 0.1
     before = jax.tree_util.tree_leaves_with_path(fresh[1])
     for (path, old), new in zip(before, jax.tree.leaves(params), strict=True):
