@@ -14,6 +14,12 @@ SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which pa
 DATA = flags.DEFINE_string(
     "data", None, "Other data to evaluate, all of it: a file, directory, ..."
 )
+MAX_BAD_RECORDS = flags.DEFINE_integer(
+    "max_bad_records",
+    None,
+    "Records that may be left out, in place of the run's data.max_bad_records.",
+    lower_bound=0,
+)
 STRATEGY = flags.DEFINE_string(
     "strategy", "basic", "basic, sliding, strided or sliding_strided; the last costs most."
 )
@@ -32,19 +38,21 @@ def main() -> None:
     """Evaluates, prints a table, writes JSON and a plot."""
     # Here and not above, so that --help does not wait for JAX.
     from megabyte_jax import evaluation, plots, run_config, text, trained
-    from megabyte_jax.data import corpus, splits
+    from megabyte_jax.data import datasets
 
     config = run_config.load(WORKDIR.value)
     strategy, stride = STRATEGY.value, STRIDE.value
-    evaluation.check_strategy(run_config.validate(config), strategy, stride)
+    model_config = run_config.validate(config)
+    if MAX_BAD_RECORDS.value is not None:
+        config.data.max_bad_records = MAX_BAD_RECORDS.value
+    evaluation.check_strategy(model_config, strategy, stride)
     if DATA.value is None:
         split = name = SPLIT.value
-        documents = corpus.open_corpus(config.data.source)
-        documents = splits.split_corpus(documents, split, **config.data.split)
+        (documents,) = datasets.open_splits(config.data, (split,), model_config.patch_size)
     elif flags.FLAGS["split"].present:
         raise UserError(f"--split={SPLIT.value}: accepted is this or --data, which has no splits")
     else:
-        documents = corpus.open_corpus(DATA.value, option="--data")
+        documents = datasets.open_all(DATA.value, config.data, model_config.patch_size, "--data")
         # Not the name of a split, whatever the data are called.
         split, name = "all", "data-" + re.sub(r"\W+", "_", DATA.value).strip("_")
     model = trained.load(WORKDIR.value)
@@ -68,7 +76,8 @@ def main() -> None:
     )
     report = evaluation.report(
         result,
-        words=text.count_words(documents),
+        words=text.count_words(documents) if config.data.modality == "bytes" else 0,
+        modality=config.data.modality,
         dataset=documents.name,
         split=split,
         step=model.step,

@@ -2,7 +2,8 @@
 
 What the bytes stand for is the run's config.data.modality. Text, or bytes of any kind, are shown as
 they come. An image is completed from its first rows (--prompt_file, --prompt_rows) and a sound
-continued (--prompt_file, --prompt_seconds), into --output=FILE.png or FILE.wav. See --help.
+continued (--prompt_file, --prompt_seconds), into --output=FILE.png or FILE.wav. A prompt gets the
+size or rate of the run in the same way as its data do. See --help.
 """
 
 import dataclasses
@@ -14,14 +15,14 @@ from ml_collections import ConfigDict
 
 from megabyte_jax import cli
 from megabyte_jax.data import media
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import DataError, UserError
 from megabyte_jax.text import printable_stream
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a trained run.", required=True)
 PROMPT = flags.DEFINE_string("prompt", "", "Text to continue; empty to start a document.")
 PROMPT_FILE = flags.DEFINE_string("prompt_file", None, "A file to continue, instead of --prompt.")
 PROMPT_ROWS = flags.DEFINE_integer("prompt_rows", None, "Rows kept of an image; default: half.")
-PROMPT_SECONDS = flags.DEFINE_float("prompt_seconds", None, "Seconds kept of a WAV; default: all.")
+PROMPT_SECONDS = flags.DEFINE_float("prompt_seconds", None, "Seconds of sound kept; default: all.")
 NUM_BYTES = flags.DEFINE_integer(
     "num_bytes", None, "How many to make; default: 256, or one second of sound. Images are whole."
 )
@@ -80,41 +81,49 @@ def plan_bytes() -> tuple[bytes, int]:
     return prompt, 256 if NUM_BYTES.value is None else NUM_BYTES.value
 
 
-def plan_image(image: ConfigDict, patch_size: int) -> tuple[bytes, int]:
+def read_media(path: str, data: ConfigDict, patch_size: int) -> bytes:
+    """What the model reads of a prompt file: all of the image or of the sound in it."""
+    try:
+        return media.from_file(read_file(path), f"--prompt_file={path}", data, patch_size)
+    except DataError as error:  # here the file is an option
+        raise UserError(str(error)) from None
+
+
+def plan_image(data: ConfigDict, patch_size: int) -> tuple[bytes, int]:
     """The bytes of the rows that are kept, and how many complete the image."""
     from megabyte_jax.data import images
 
-    size = image.height * image.width * 3
+    image, size = data.image, media.unit(data)
     if PROMPT_FILE.value is None:
         return b"", size
-    name = f"--prompt_file={PROMPT_FILE.value}"
-    pixels = images.decode(read_file(PROMPT_FILE.value), name, image.height, image.width)
+    prompt = read_media(PROMPT_FILE.value, data, patch_size)
     side = images.block_side(image.scan, patch_size)
     rows = image.height // 2 // side * side if PROMPT_ROWS.value is None else PROMPT_ROWS.value
     if not 0 <= rows <= image.height or rows % side:
         raise UserError(
             f"--prompt_rows={rows}: accepted is a multiple of {side} from 0 to {image.height}"
         )
-    prompt = images.to_bytes(pixels[:rows], image.scan, patch_size)
-    return prompt, size - len(prompt)
+    kept = rows * size // image.height
+    return prompt[:kept], size - kept
 
 
-def plan_audio(sample_rate: int) -> tuple[bytes, int]:
+def plan_audio(data: ConfigDict, patch_size: int) -> tuple[bytes, int]:
     """The bytes of the sound that is kept, and how many are to follow them."""
     from megabyte_jax.data import audio
 
+    sample_rate = data.audio.sample_rate
     num_bytes = audio.SAMPLE_BYTES * sample_rate if NUM_BYTES.value is None else NUM_BYTES.value
     if num_bytes % audio.SAMPLE_BYTES:
         raise UserError(f"--num_bytes={num_bytes}: accepted is a multiple of {audio.SAMPLE_BYTES}")
     if PROMPT_FILE.value is None:
         return b"", num_bytes
-    name = f"--prompt_file={PROMPT_FILE.value}"
-    samples = audio.decode(read_file(PROMPT_FILE.value), name, sample_rate)
+    samples = read_media(PROMPT_FILE.value, data, patch_size)
     length = len(samples) / audio.SAMPLE_BYTES / sample_rate
     seconds = length if PROMPT_SECONDS.value is None else PROMPT_SECONDS.value
     if not 0 <= seconds <= length:
         raise UserError(
-            f"--prompt_seconds={seconds}: accepted is from 0 to {length}, the length of {name}"
+            f"--prompt_seconds={seconds}: accepted is from 0 to {length}, the length of "
+            f"--prompt_file={PROMPT_FILE.value}"
         )
     return samples[: audio.SAMPLE_BYTES * round(seconds * sample_rate)], num_bytes
 
@@ -131,9 +140,9 @@ def main() -> None:
     patch_size = run_config.validate(config).patch_size
     check_flags(config.data.modality)
     if config.data.modality == "image":
-        prompt, num_bytes = plan_image(config.data.image, patch_size)
+        prompt, num_bytes = plan_image(config.data, patch_size)
     elif config.data.modality == "audio":
-        prompt, num_bytes = plan_audio(config.data.audio.sample_rate)
+        prompt, num_bytes = plan_audio(config.data, patch_size)
     else:
         prompt, num_bytes = plan_bytes()
     sampling = Sampling(

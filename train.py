@@ -24,7 +24,8 @@ def train(config: ConfigDict, workdir: str) -> None:
         workdir: the work directory, made if need be.
 
     Raises:
-        UserError: the config, the data or the directory cannot be used.
+        UserError: the config or the directory cannot be used.
+        DataError: the data cannot be read.
         NonFiniteError: the loss or the gradients are no longer finite.
         CheckpointError: there are checkpoints and none can be read.
     """
@@ -32,7 +33,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     import jax
 
     from megabyte_jax import checkpoint, evaluation, flops, generation, run_config
-    from megabyte_jax.data import corpus, media, splits, windows
+    from megabyte_jax.data import datasets, media, windows
     from megabyte_jax.metrics import Reporter
     from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
     from megabyte_jax.sampling import Sampling
@@ -41,11 +42,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     model = run_config.validate(config)
     steps = num_steps(config.train, model.seq_len)
     schedule = make_schedule(config.optimizer, config.train, model.seq_len)
-    documents = corpus.open_corpus(config.data.source)
-    valid = splits.split_corpus(documents, "valid", **config.data.split)
-    trained = splits.split_corpus(documents, "train", **config.data.split)
+    documents, valid = datasets.open_splits(config.data, ("train", "valid"), model.patch_size)
     sampler = windows.TrainWindows(
-        trained, model.seq_len, config.train.batch_size, config.seed, media.unit(config.data)
+        documents,
+        model.seq_len,
+        config.train.batch_size,
+        config.seed,
+        unit=media.unit(config.data),
+        separator=config.data.separator.encode("utf-8", "surrogateescape"),
     )
     directory = run_config.open_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -73,7 +77,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         )
         size = sum(x.size for x in jax.tree.leaves(state.params))
         reporter.say(
-            f"{size:,} parameters; {sampler.corpus.num_bytes:,} bytes of {documents.name} to train "
+            f"{size:,} parameters; {documents.num_bytes:,} bytes of {documents.name} to train "
             f"on; updates {start} to {steps} on {jax.devices()[0].device_kind}"
         )
         if start >= steps:
@@ -86,7 +90,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             update = update.lower(state, sampler.batch(start)).compile()
 
         previous = None
-        for step, batch in enumerate(windows.prefetch(sampler.batch, start, steps), start + 1):
+        batches = windows.prefetch(sampler.batch, range(start, steps), config.data.workers)
+        for step, batch in enumerate(batches, start + 1):
             state, metrics = update(state, batch)
             if previous:  # waits for the update before this one, which runs meanwhile
                 reporter.update(*previous)

@@ -41,5 +41,5 @@ def get_config(size: str = "base") -> ConfigDict:
     else:
         raise UserError(f"--config=configs/enwik8.py:{size}: accepted is base or small")
     config.data.source = "enwik8"
-    config.data.split = ConfigDict({"by": "bytes", "valid_size": 0.05, "test_size": 0.05})
+    config.data.split.by = "bytes"
     return config

@@ -50,6 +50,6 @@ def get_config(size: str = "small") -> ConfigDict:
     config = base.get_config()
     config.model = base.model(paper_baseline(size))
     config.data.source = "data"
-    config.data.split.by = "folder"
+    config.data.split.by = "name"
     config.train.batch_size, config.optimizer.learning_rate = _SETTINGS.get(size, (72, 2e-4))
     return config

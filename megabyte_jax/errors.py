@@ -17,6 +17,12 @@ class UserError(RunError, ValueError):
     exit_status = 2
 
 
+class DataError(RunError):
+    """Data that cannot be read: names the file, and the record where there are several."""
+
+    exit_status = 3
+
+
 class CheckpointError(RunError):
     """There are checkpoints and none of them can be read: never a fresh start."""
 

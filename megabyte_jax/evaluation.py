@@ -271,12 +271,14 @@ def _or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def report(evaluation: Evaluation, *, words: int, **protocol: Any) -> dict[str, Any]:
+def report(evaluation: Evaluation, *, words: int, modality: str, **protocol: Any) -> dict[str, Any]:
     """What an evaluation writes to JSON: its figures and the protocol they hold for.
 
     Args:
         evaluation: of whole documents.
         words: of the documents if they are text, else 0.
+        modality: bytes, image or audio. Images have `bits_per_dim` too, the measure of the
+            literature: as each dimension of a pixel is a byte, it equals bits per byte.
         **protocol: dataset, split, step and the like, as they are to appear.
 
     Returns:
@@ -284,15 +286,18 @@ def report(evaluation: Evaluation, *, words: int, **protocol: Any) -> dict[str, 
     """
     with np.errstate(over="ignore"):  # one "word" of a thousand bytes is enough
         perplexity = float(np.exp(evaluation.nats.sum() / words)) if words else math.nan
+    bits_per_dim = {"bits_per_dim": evaluation.bits_per_byte} if modality == "image" else {}
     fields = {
         "bits_per_byte": evaluation.bits_per_byte,
         "bits_per_byte_stderr": evaluation.bits_per_byte_stderr,
+        **bits_per_dim,
         "bytes": evaluation.bytes,
         "documents": len(evaluation.sizes),
         "words": words or math.nan,
         "word_perplexity": perplexity,
         "bytes_per_second": evaluation.bytes_per_second,
         "cost_factor": evaluation.cost_factor,
+        "modality": modality,
         **protocol,
         "context": len(evaluation.context_nats),
         "strategy": evaluation.strategy,

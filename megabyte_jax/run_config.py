@@ -50,21 +50,35 @@ def _is_text(x: Any) -> bool:
         return False
 
 
+_NAME: _Check = ((lambda x: _is_text(x) and x != ""), "a sub-folder or TFDS split")
 _STEPS = _whole(0)
 _BYTES = _whole(0, 53)
 
 # Every key outside `model`, which the model's own config checks.
 CHECKS: dict[str, _Check] = {
     "seed": _whole(0, 32),
-    "data.source": ((lambda x: _is_text(x) and x != ""), "stdlib, or a file, directory or glob"),
+    "data.source": (
+        (lambda x: _is_text(x) and x != ""),
+        "stdlib, tfds:NAME, or a file, directory or glob",
+    ),
     "data.modality": _one_of("bytes", "image", "audio"),
+    "data.separator": (_is_text, "text"),
+    "data.max_bad_records": _whole(0),
+    "data.cache_dir": (_is_text, "a directory, or nothing for the default"),
+    "data.workers": _whole(0, 10),
+    "data.tfds.data_dir": (_is_text, "a directory, or nothing for the default"),
+    "data.tfds.feature": (_is_text, "the name of a feature, or nothing"),
     "data.image.height": _whole(1, 13),
     "data.image.width": _whole(1, 13),
     "data.image.scan": _one_of("raster", "patch"),
+    "data.image.resize": _one_of(*images.RESIZE),
     "data.audio.sample_rate": _whole(1),
-    "data.split.by": _one_of("document", "bytes", "folder"),
+    "data.split.by": _one_of("document", "bytes", "name"),
     "data.split.valid_size": _number(0),
     "data.split.test_size": _number(0),
+    "data.split.train": _NAME,
+    "data.split.valid": _NAME,
+    "data.split.test": _NAME,
     "train.batch_size": _whole(1),
     "train.grad_accumulation": _whole(1),
     "train.num_bytes": _BYTES,
@@ -123,15 +137,30 @@ def validate(config: ConfigDict) -> ModelConfig:
             f"train.batch_size={train.batch_size}"
         )
     model = from_mapping(config.model.to_dict())
-    if config.data.modality == "image":
-        side = images.block_side(config.data.image.scan, model.patch_size)
-        for name in ("height", "width"):
-            if config.data.image[name] % side:
-                raise UserError(
-                    f"data.image.{name}={config.data.image[name]}: accepted is a multiple of "
-                    f"{side}, the side of a patch of model.patch_size={model.patch_size} bytes"
-                )
+    _check_modality(config.data, model.patch_size)
     return model
+
+
+def _check_modality(data: ConfigDict, patch_size: int) -> None:
+    if data.modality == "bytes":
+        return
+    # Half an image is none, and one byte between two sounds would cut all later samples in two.
+    if data.split.by == "bytes":
+        raise UserError(
+            f"data.split.by='bytes': accepted is document or name for data.modality={data.modality}"
+        )
+    if data.separator:
+        raise UserError(
+            f"data.separator={data.separator!r}: accepted is none for data.modality={data.modality}"
+        )
+    if data.modality == "image":
+        side = images.block_side(data.image.scan, patch_size)
+        for name in ("height", "width"):
+            if data.image[name] % side:
+                raise UserError(
+                    f"data.image.{name}={data.image[name]}: accepted is a multiple of {side}, the "
+                    f"side of a patch of model.patch_size={patch_size} bytes"
+                )
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -162,8 +191,13 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
     path = Path(workdir)
     stored = path / "config.json"
     config = config.copy_and_resolve_references()
-    if config.data.source != "stdlib":  # eval.py may be started elsewhere
-        config.data.source = os.path.abspath(os.path.expanduser(config.data.source))
+    # eval.py may be started elsewhere.
+    data = config.data
+    if data.source != "stdlib" and not data.source.startswith("tfds:"):
+        data.source = os.path.abspath(os.path.expanduser(data.source))
+    for part, name in ((data, "cache_dir"), (data.tfds, "data_dir")):
+        if part[name]:
+            part[name] = os.path.abspath(os.path.expanduser(part[name]))
     if stored.exists():
         _require_same_run(path, load(workdir), config)
     elif path.is_dir() and (path / "checkpoints").exists():
@@ -196,14 +230,14 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
     With any other key changed a run may go on: a larger budget, another schedule or dtype.
     """
-    free = ("dropout", "dtype", "remat", "scan_unroll")
+    free = {"dropout", "dtype", "remat", "scan_unroll"}
+    free |= {"cache_dir", "data_dir", "workers", "max_bad_records"}
     flat = _flatten(config)
     kept = {
         name: value
         for name, value in flat.items()
         if name in ("seed", "train.batch_size", "optimizer.name")
-        or name.startswith("data.")
-        or (name.startswith("model.") and name.split(".")[-1] not in free)
+        or (name.startswith(("data.", "model.")) and name.split(".")[-1] not in free)
     }
     return json.loads(json.dumps(kept))  # as JSON has it, a tuple is a list
 

@@ -29,11 +29,11 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 @pytest.fixture(scope="session")
 def text_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Forty documents of text, 0 to 290 bytes long."""
+    """Forty documents of text, 18 to 290 bytes long."""
     directory = tmp_path_factory.mktemp("text")
     words = "the a of megabyte patch global local byte\n été ∑ model".split(" ")
     for i in range(40):
-        text = " ".join(words[(i * j) % len(words)] for j in range(i * 7 % 50))
+        text = " ".join(words[(i * j) % len(words)] for j in range(i * 7 % 50 or 3))
         (directory / f"{i:02}.txt").write_text(text, encoding="utf-8")
     return directory
 

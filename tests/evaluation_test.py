@@ -240,7 +240,7 @@ def test_word_perplexity_is_two_to_the_bits_per_word(params):
     result = evaluation.evaluate(MODEL, params, corpus, 8)
     words = count_words(corpus)
     assert words == 4
-    made = evaluation.report(result, words=words)["word_perplexity"]
+    made = evaluation.report(result, words=words, modality="bytes")["word_perplexity"]
     bits = result.bits_per_byte * result.bytes
     np.testing.assert_allclose(made, 2 ** (bits / words), rtol=1e-9)
 
@@ -249,7 +249,8 @@ def test_word_perplexity_is_two_to_the_bits_per_word(params):
 def test_no_report_holds_what_json_has_not(params, documents):
     corpus = runs.corpus_of(*documents)
     result = evaluation.evaluate(MODEL, params, corpus, 8)
-    made = evaluation.report(result, words=count_words(corpus), split="test")
+    made = evaluation.report(result, words=count_words(corpus), modality="image", split="test")
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     assert (made["bits_per_byte"] is None) == (result.bytes == 0)
     assert made["strategy"] == "basic" and made["stride"] == made["context"] == T
+    assert made["bits_per_dim"] == made["bits_per_byte"] and made["modality"] == "image"

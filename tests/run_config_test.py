@@ -78,7 +78,11 @@ WRONG = [
     ("train.batch_size", [0, -4]),
     ("train.grad_accumulation", [0, 3]),
     ("train.num_steps", [-1, 2**31]),
-    ("data.split.by", ["name"]),
+    ("data.split.by", ["folder"]),
+    ("data.split.train", [""]),
+    ("data.max_bad_records", [-1]),
+    ("data.workers", [-1, 1024]),
+    ("data.image.resize", ["cubic"]),
     ("data.split.valid_size", [-0.1, math.nan]),
     ("data.source", [""]),
     ("data.modality", ["text", ""]),
@@ -132,6 +136,18 @@ def test_an_image_that_a_patch_scan_cannot_cut_is_named(changes, named):
         run_config.validate(runs.tiny_config("stdlib", **changes))
     for other in ({"data.image.scan": "raster"}, {"data.modality": "bytes"}):
         run_config.validate(runs.tiny_config("stdlib", **changes | other))
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_images_and_sounds_are_neither_cut_nor_separated(modality):
+    raster = {"data.modality": modality, "data.image.scan": "raster"}
+    run_config.validate(runs.tiny_config("stdlib", **raster))
+    cut = runs.tiny_config("stdlib", **raster, **{"data.split.by": "bytes"})
+    with pytest.raises(UserError, match="data.split.by='bytes': accepted is document or name for"):
+        run_config.validate(cut)
+    separated = runs.tiny_config("stdlib", **raster, **{"data.separator": "x"})
+    with pytest.raises(UserError, match="^data.separator='x': accepted is none for .*modality="):
+        run_config.validate(separated)
 
 
 def test_a_missing_and_an_unknown_key_are_named():

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import zlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -21,7 +21,8 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from megabyte_jax.errors import UserError
+from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.errors import DataError, UserError
 
 _COMPRESSED = (".gz", ".xz", ".zst")
 
@@ -61,7 +62,7 @@ class Document:
         of any number of files holds none of them open.
 
         Raises:
-            UserError: The file was removed or has shrunk since the corpus was opened.
+            DataError: The file was removed or has shrunk since the corpus was opened.
         """
         if not isinstance(self.source, str):
             return self.source[self.start : self.stop]
@@ -69,10 +70,35 @@ class Document:
             with open(self.source, "rb") as file:
                 return _map(file, self.stop)[self.start :]
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"data.source: {self.source!r} changed while in use ({error}); "
-                f"accepted: a file that keeps its {self.stop} bytes"
-            ) from error
+            raise self._changed(error) from error
+
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fills `out`, uint8[N], with the N bytes from `start` on, and keeps no file open.
+
+        Raises:
+            DataError: The file was removed or has shrunk since the corpus was opened.
+        """
+        if not isinstance(self.source, str):
+            out[:] = self.source[self.start + start : self.start + start + len(out)]
+            return
+        try:
+            with open(self.source, "rb", buffering=0) as file:
+                _expect_random_reads(file)
+                file.seek(self.start + start)
+                left = out.data
+                while left:
+                    count = file.readinto(left)
+                    if not count:
+                        raise EOFError("shorter than it was")
+                    left = left[count:]
+        except (OSError, EOFError) as error:
+            raise self._changed(error) from error
+
+    def _changed(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self.source}: changed while in use ({error}); accepted is a file that keeps its "
+            f"{self.stop} bytes"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +107,11 @@ class Corpus:
 
     Attributes:
         name: What a report shows.
-        documents: The documents, sorted by name.
+        documents: The documents; those of a folder are sorted by name.
     """
 
     name: str
-    documents: tuple[Document, ...]
+    documents: Sequence[Document]
 
     def __len__(self) -> int:
         """Returns the number of documents."""
@@ -106,7 +132,9 @@ class Corpus:
         return int(self.offsets[-1])
 
 
-def open_corpus(source: str, *, option: str = "data.source") -> Corpus:
+def open_corpus(
+    source: str, *, bad: BadRecords | None = None, option: str = "data.source"
+) -> Corpus:
     """Opens the documents that a source names, without reading the uncompressed ones.
 
     Files .gz, .xz and .zst are decompressed now, into one unnamed file in the folder for temporary
@@ -116,46 +144,57 @@ def open_corpus(source: str, *, option: str = "data.source") -> Corpus:
     Args:
         source: `stdlib` (the source code of this Python's standard library), a file, a folder or a
             glob, in which `**` stands for any folders.
+        bad: Counts files that are empty, unreadable, corrupt or not regular; None accepts none.
         option: What the user calls `source`, for the error.
 
     Raises:
-        UserError: The source is missing, empty, unreadable, not made of regular files, or corrupt.
+        UserError: The source names no file.
+        DataError: More files cannot be used than `bad` accepts, or two have one name.
     """
+    bad = bad or BadRecords(0)
     try:
         if source == "stdlib":
             name = f"stdlib-{platform.python_version()}"
             root, paths = _find_stdlib()
         else:
             name = source
-            root, paths = _find(os.path.expanduser(source))
-        documents = _open_documents(root, paths)
-        if not any(map(len, documents)):
-            raise ValueError(f"holds no byte ({len(documents)} files found)")
+            root, paths = _find(os.path.expanduser(source), bad)
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{option}={source!r}: {error}; accepted: stdlib, or a file, a folder or a glob of "
-            "readable files that are not all empty"
-        ) from error
+        raise _no_source(option, source, error) from error
+    if not paths:
+        raise _no_source(option, source, "no file found")
+    documents = _open_documents(root, paths, bad)
+    if not documents:
+        raise DataError(f"{option}={source!r}: all of its {len(paths)} files were left out")
     return Corpus(name, documents)
+
+
+def _no_source(option: str, source: str, reason: object) -> UserError:
+    return UserError(
+        f"{option}={source!r}: {reason}; accepted: stdlib, tfds:NAME, or a file, a folder or a "
+        "glob that is there"
+    )
 
 
 def _find_stdlib() -> tuple[str, list[str]]:
     root = sysconfig.get_path("stdlib")
     paths = []
-    for path in _walk(root, skip=_NOT_EVERYWHERE):
+    for path in _walk(root, BadRecords(0), skip=_NOT_EVERYWHERE):
         top = os.path.relpath(path, root).split(os.sep)[0].removesuffix(".py")
         # The build's own settings and sitecustomize.py differ between machines and are no module.
-        if path.endswith(".py") and top in sys.stdlib_module_names:
+        if path.endswith(".py") and top in sys.stdlib_module_names and os.path.getsize(path):
             paths.append(path)
     return root, paths
 
 
-def _find(path: str) -> tuple[str, list[str]]:
+def _find(path: str, bad: BadRecords) -> tuple[str, list[str]]:
     """Returns the folder that names are relative to, and the paths of the files."""
     if os.path.isdir(path):
-        return path, list(_walk(path))
-    if os.path.lexists(path) or not any(letter in path for letter in "*?["):
+        return path, list(_walk(path, bad))
+    if os.path.lexists(path):
         return os.path.dirname(path), [path]
+    if not any(letter in path for letter in "*?["):
+        raise FileNotFoundError("no such file or folder")
     parts = Path(path).parts
     fixed = next(i for i, part in enumerate(parts) if any(letter in part for letter in "*?["))
     root = Path(*parts[:fixed])
@@ -170,40 +209,46 @@ def _is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _walk(root: str, skip: Collection[str] = ()) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        raise error
+def _walk(root: str, bad: BadRecords, skip: Collection[str] = ()) -> Iterator[str]:
+    def leave_out(error: OSError) -> None:
+        bad.add(f"{error.filename}: {error.strerror}")
 
-    for folder, folders, files in os.walk(root, onerror=fail):
+    for folder, folders, files in os.walk(root, onerror=leave_out):
         folders[:] = [name for name in folders if name[0] != "." and name not in skip]
         yield from (os.path.join(folder, name) for name in files if name[0] != ".")
 
 
-def _open_documents(root: str, paths: Iterable[str]) -> tuple[Document, ...]:
-    plain, packed = {}, {}
-    for path in paths:
+def _open_documents(root: str, paths: Iterable[str], bad: BadRecords) -> tuple[Document, ...]:
+    documents, packed = [], {}
+    for path in sorted(paths):
         name = os.path.relpath(path, root or ".").replace(os.sep, "/")
         stem, suffix = os.path.splitext(name)
+        try:
+            size = _file_size(path)
+        except (OSError, ValueError) as error:
+            bad.add(f"{path}: {getattr(error, 'strerror', None) or error}")
+            continue
         if suffix in _COMPRESSED:
             packed[path] = stem
         else:
-            plain[path] = name
-    documents = [Document(name, path, 0, _file_size(path)) for path, name in plain.items()]
+            documents.append(Document(name, path, 0, size))
     if packed:
-        documents += _unpack(packed)
+        documents += _unpack(packed, bad)
     documents.sort(key=lambda document: document.name)
     for before, after in pairwise(documents):
         if before.name == after.name:
-            raise ValueError(f"{after.name!r} is there twice, compressed and not")
+            raise DataError(f"{os.path.join(root, after.name)}: is there twice, compressed and not")
     return tuple(documents)
 
 
 def _file_size(path: str) -> int:
-    """Returns the size in bytes of a file that can be read."""
+    """Returns the size in bytes of a file that can be read and holds any."""
     status = os.stat(path)
     # Before opening it: to open a FIFO is to wait for a writer.
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path!r} is not a regular file")
+        raise ValueError("not a regular file")
+    if not status.st_size:
+        raise ValueError("holds no byte")
     with open(path, "rb"):
         return status.st_size
 
@@ -217,25 +262,41 @@ def _map(file: IO[bytes], size: int) -> NDArray[np.uint8]:
     return np.frombuffer(mapped, np.uint8)
 
 
-def _unpack(names: dict[str, str]) -> list[Document]:
+def _expect_random_reads(file: IO[bytes]) -> None:
+    if hasattr(os, "posix_fadvise"):  # not on macOS
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+
+
+def _unpack(names: dict[str, str], bad: BadRecords) -> list[Document]:
     """Decompresses files, given as path to name, one after the other into an unlinked file."""
-    ends = [0]
-    with tempfile.TemporaryFile() as unpacked:
-        for path in names:
-            _file_size(path)
+    spans = []
+    with tempfile.TemporaryFile(buffering=0) as unpacked:
+        for path, name in names.items():
+            start = unpacked.tell()
             try:
                 for chunk in _decompress(path):
-                    unpacked.write(chunk)
+                    _write(unpacked, chunk, path)
             except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-                folder = tempfile.gettempdir()
-                raise ValueError(f"cannot unpack {path!r} into {folder!r}: {error}") from error
-            ends.append(unpacked.tell())
-        unpacked.flush()
-        data = _map(unpacked, ends[-1])
-    return [
-        Document(name, data, start, stop)
-        for name, start, stop in zip(names.values(), ends[:-1], ends[1:], strict=True)
-    ]
+                bad.add(f"{path}: cannot be unpacked ({error})")
+                continue
+            if unpacked.tell() == start:
+                bad.add(f"{path}: holds no byte")
+                continue
+            spans.append((name, start, unpacked.tell()))
+        data = _map(unpacked, unpacked.tell())
+    return [Document(name, data, start, stop) for name, start, stop in spans]
+
+
+def _write(unpacked: IO[bytes], chunk: bytes, path: str) -> None:
+    left = memoryview(chunk)
+    try:
+        while left:
+            left = left[unpacked.write(left) :]
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR={tempfile.gettempdir()}: {error.strerror} while unpacking {path}; accepted is "
+            "a folder with space"
+        ) from error
 
 
 def _decompress(path: str) -> Iterator[bytes]:

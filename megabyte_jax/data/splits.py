@@ -2,16 +2,38 @@
 
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import replace
 
 from megabyte_jax.data.corpus import Corpus, Document
 from megabyte_jax.errors import UserError
 
-_FOLDERS = {"train": ("train",), "valid": ("valid", "validation", "val"), "test": ("test",)}
+_ALIASES = {"valid": ("valid", "validation", "val")}
+
+
+def find_names(name: str, names: Collection[str]) -> list[str]:
+    """Returns those of the names that a name stands for: `valid` for validation and val too.
+
+    Args:
+        name: of a split, as the user gave it.
+        names: that there are.
+
+    Returns:
+        The name itself if there is none of them.
+    """
+    return [alias for alias in _ALIASES.get(name, ()) if alias in names] or [name]
 
 
 def split_corpus(
-    corpus: Corpus, split: str, *, by: str, valid_size: float, test_size: float
+    corpus: Corpus,
+    split: str,
+    *,
+    by: str,
+    valid_size: float,
+    test_size: float,
+    train: str = "train",
+    valid: str = "valid",
+    test: str = "test",
 ) -> Corpus:
     """Returns the documents, or the parts of documents, that belong to one split.
 
@@ -20,11 +42,14 @@ def split_corpus(
         split: Which part to return. The three are disjoint.
         by: `document`: a hash of its name places a document, whatever the others are; the sizes are
             expected fractions of the documents. `bytes`: the concatenated documents are cut into
-            train, valid and test, in this order; empty documents go to none. `folder`: the
-            sub-folders train, valid (or validation, val) and test decide and the sizes play no
-            part; other documents go to none.
+            train, valid and test, in this order; empty documents go to none. `name`: the
+            sub-folders `train`, `valid` and `test` decide and the sizes play no part; other
+            documents go to none.
         valid_size: A fraction below 1 or, by bytes, a whole number of bytes.
         test_size: The same for the test split.
+        train: The sub-folder of the training split.
+        valid: That of the validation split; see `find_names`.
+        test: That of the test split.
 
     Raises:
         UserError: A size is out of range or the split holds no byte.
@@ -36,11 +61,13 @@ def split_corpus(
     elif by == "bytes":
         documents = _split_by_bytes(corpus, split, sizes)
         hint = "another data.split.{}_size"
-    elif by == "folder":
-        documents = [d for d in corpus if d.name.split("/")[0] in _FOLDERS[split]]
-        hint = f"files in a sub-folder {' or '.join(_FOLDERS[split])}, or another data.split.by"
+    elif by == "name":
+        folders = {d.name.split("/")[0] for d in corpus}
+        names = find_names({"train": train, "valid": valid, "test": test}[split], folders)
+        documents = [d for d in corpus if d.name.split("/")[0] in names]
+        hint = f"files in a sub-folder {names[0]}, another data.split.{split} or data.split.by"
     else:
-        raise UserError(f"data.split.by={by!r}: unknown; accepted: document, bytes, folder")
+        raise UserError(f"data.split.by={by!r}: unknown; accepted: document, bytes, name")
     if not any(map(len, documents)):
         sized = "valid" if split == "train" else split
         raise UserError(

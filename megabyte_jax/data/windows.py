@@ -5,9 +5,10 @@ Letters: B batch, T bytes of a window, N windows.
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple, TypeVar
 
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.errors import UserError
 
-Batch = TypeVar("Batch")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def permute(index: NDArray[np.int64], n: int, key: int) -> NDArray[np.int64]:
@@ -66,12 +68,13 @@ class TrainWindows:
     batch is a function of the seed and the step.
 
     Attributes:
-        corpus: The documents, concatenated without a separator.
+        corpus: The documents, concatenated.
         seq_len: T, bytes of a window.
         batch_size: B, windows of a step over all hosts.
         seed: At least 0.
         unit: Bytes of an image or a sample. Where T is a multiple of it and documents are, windows
             begin where one begins.
+        separator: What stands after each document.
 
     Raises:
         UserError: The corpus is shorter than one window.
@@ -82,19 +85,32 @@ class TrainWindows:
     batch_size: int
     seed: int
     unit: int = 1
+    separator: bytes = b""
 
     def __post_init__(self) -> None:
         """Checks that there is a window."""
-        if self.corpus.num_bytes < self.seq_len:
+        if self.num_bytes < self.seq_len:
             raise UserError(
-                f"data.source: {self.corpus.name!r} has {self.corpus.num_bytes} bytes to train on, "
+                f"data.source: {self.corpus.name!r} has {self.num_bytes} bytes to train on, "
                 f"fewer than model.seq_len={self.seq_len}; accepted: more data or shorter sequences"
             )
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each document begins in the stream, then the end of it: int64[documents + 1]."""
+        if not self.separator:
+            return self.corpus.offsets
+        return self.corpus.offsets + np.arange(len(self.corpus) + 1) * len(self.separator)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the stream."""
+        return int(self.offsets[-1])
 
     @property
     def num_windows(self) -> int:
         """Windows of an epoch."""
-        return self.corpus.num_bytes // self.seq_len
+        return self.num_bytes // self.seq_len
 
     def batch(self, step: int, host: int = 0, num_hosts: int = 1) -> NDArray[np.uint8]:
         """Returns uint8[B / num_hosts, T], the rows of one host in the batch of a step.
@@ -112,7 +128,7 @@ class TrainWindows:
         starts = self._starts(np.arange(first, first + rows, dtype=np.int64))
         out = np.empty((rows, self.seq_len), np.uint8)
         for row, start in zip(out, starts.tolist(), strict=True):
-            _read(self.corpus, start, row)
+            self._read(start, row)
         return out
 
     def _starts(self, sample: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -124,22 +140,25 @@ class TrainWindows:
             key, offset = np.random.SeedSequence((self.seed, epoch)).generate_state(2, np.uint64)
             here = epochs == epoch
             places = permute(windows[here], self.num_windows, int(key)) * self.seq_len
-            first = int(offset) % self.corpus.num_bytes // self.unit * self.unit
-            starts[here] = (places + first) % self.corpus.num_bytes
+            first = int(offset) % self.num_bytes // self.unit * self.unit
+            starts[here] = (places + first) % self.num_bytes
         return starts
 
-
-def _read(corpus: Corpus, start: int, out: NDArray[np.uint8]) -> None:
-    """Fills `out` with the bytes from `start` of the circular stream."""
-    filled = 0
-    while filled < len(out):
-        position = (start + filled) % corpus.num_bytes
+    def _read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fills `out` with the bytes from `start` of the circular stream."""
         # The last document that begins here or before: never an empty one.
-        number = int(np.searchsorted(corpus.offsets, position, side="right")) - 1
-        piece = corpus.documents[number].data[position - int(corpus.offsets[number]) :]
-        piece = piece[: len(out) - filled]
-        out[filled : filled + len(piece)] = piece
-        filled += len(piece)
+        number = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        place = start - int(self.offsets[number])
+        while len(out):
+            document = self.corpus.documents[number]
+            if place < len(document):
+                piece = out[: len(document) - place]
+                document.read(place, piece)
+                out, place = out[len(piece) :], place + len(piece)
+            after = self.separator[place - len(document) :][: len(out)]
+            out[: len(after)] = np.frombuffer(after, np.uint8)
+            out = out[len(after) :]
+            number, place = (number + 1) % len(self.corpus), 0
 
 
 def eval_windows(corpus: Corpus, seq_len: int, stride: int, shift: int = 0) -> NDArray[np.int64]:
@@ -219,22 +238,32 @@ def eval_batches(
         scored = kept & (position >= firsts[:, None]) & (position < stops[:, None])
         for out, document, start, length in zip(x, documents, starts, lengths, strict=True):
             if length:
-                out[:length] = corpus.documents[document].data[start : start + length]
+                corpus.documents[document].read(start, out[:length])
         yield EvalBatch(x, scored, documents, starts, lengths)
 
 
-def prefetch(fn: Callable[[int], Batch], start: int, stop: int) -> Generator[Batch, None, None]:
-    """Yields fn(start), ..., fn(stop - 1), computed up to two ahead in one background thread.
+def prefetch(
+    fn: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Yields `fn` of each item in order, computed ahead in threads, two items for each of them.
 
-    What `fn` raises is raised here, at its turn. The thread ends with the iterator.
+    What `fn` raises is raised here, at its turn. The threads end with the iterator.
+
+    Args:
+        fn: safe to call from several threads at once.
+        items: taken one by one as results are.
+        workers: threads; with none the results are computed when they are asked for.
     """
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
+    if not workers:
+        yield from map(fn, items)
+        return
+    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="prefetch")
     try:
-        steps = iter(range(start, stop))
-        ahead = deque(pool.submit(fn, step) for step in islice(steps, 2))
+        items = iter(items)
+        ahead = deque(pool.submit(fn, item) for item in islice(items, 2 * workers))
         while ahead:
             future = ahead.popleft()
-            ahead.extend(pool.submit(fn, step) for step in islice(steps, 1))
+            ahead.extend(pool.submit(fn, item) for item in islice(items, 1))
             yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)

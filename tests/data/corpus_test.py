@@ -13,8 +13,9 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.data.corpus import Corpus, open_corpus
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import DataError, UserError
 
 COMPRESS = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstandard.compress}
 
@@ -40,6 +41,16 @@ def error_of(source: object) -> str:
     return message
 
 
+def bad_file_of(source: object) -> str:
+    with pytest.raises(DataError) as raised:
+        open_corpus(str(source))
+    message = str(raised.value)
+    assert "\n" not in message and message.endswith(
+        "; accepted are data.max_bad_records=0 bad records"
+    )
+    return message
+
+
 @contextlib.contextmanager
 def without_privileges():
     """Root reads everything: be nobody for a while."""
@@ -54,11 +65,11 @@ def without_privileges():
 
 
 def test_a_folder_gives_its_files_sorted_by_relative_name(tmp_path):
-    files = {"b.txt": b"\x00\xff", "a/z.txt": b"z", "a/empty": b"", "a.txt": b"\r\n"}
+    files = {"b.txt": b"\x00\xff", "a/z.txt": b"z", "a.txt": b"\r\n"}
     corpus = open_corpus(write(tmp_path, files))
-    assert [document.name for document in corpus] == ["a.txt", "a/empty", "a/z.txt", "b.txt"]
+    assert [document.name for document in corpus] == ["a.txt", "a/z.txt", "b.txt"]
     assert contents(corpus) == files
-    assert (len(corpus), corpus.num_bytes, corpus.name) == (4, 5, str(tmp_path))
+    assert (len(corpus), corpus.num_bytes, corpus.name) == (3, 5, str(tmp_path))
 
 
 def test_hidden_files_are_left_out_and_linked_folders_make_no_loop(tmp_path):
@@ -92,7 +103,7 @@ def test_a_relative_path_and_a_home_folder_are_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 @settings(deadline=None, max_examples=20)
-@given(documents=st.lists(st.binary(max_size=3000), min_size=1, max_size=3))
+@given(documents=st.lists(st.binary(min_size=1, max_size=3000), min_size=1, max_size=3))
 def test_compressed_files_hold_what_was_compressed(suffix, documents):
     documents.append(b"\x00" * 5000)
     with tempfile.TemporaryDirectory() as folder:
@@ -114,11 +125,48 @@ def test_a_damaged_compressed_file_is_named(tmp_path, suffix, damage):
     good = COMPRESS[suffix](np.random.default_rng(0).bytes(5000))
     bad = {"truncated": good[:-9], "flipped": b"\x00" + good[1:], "not compressed": b"plain"}
     source = write(tmp_path, {"fine.txt": b"1", f"bad{suffix}": bad[damage]})
-    assert f"cannot unpack '{tmp_path}/bad{suffix}'" in error_of(source)
+    assert bad_file_of(source).startswith(f"{tmp_path}/bad{suffix}: cannot be unpacked (")
+
+
+def test_bad_files_within_the_tolerance_are_left_out_and_told(tmp_path, capsys):
+    good = {"a": b"1", "b.gz": gzip.compress(b"22"), "d.xz": lzma.compress(b"33")}
+    write(tmp_path, {**good, "c.gz": gzip.compress(b"x" * 999)[:-9], "e": b"", "f.gz": b"plain"})
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(DataError, match="f.gz: .* accepted are data.max_bad_records=3 bad records"):
+        open_corpus(str(tmp_path), bad=BadRecords(3))
+    bad = BadRecords(4)
+    assert contents(open_corpus(str(tmp_path), bad=bad)) == {"a": b"1", "b": b"22", "d": b"33"}
+    assert [reason.split(": ")[0] for reason in bad.reasons] == [
+        f"{tmp_path}/{name}" for name in ("e", "loop", "c.gz", "f.gz")
+    ]
+    bad.report()
+    assert capsys.readouterr().err == (
+        f"left out 4 bad records, the first: {tmp_path}/e: holds no byte\n"
+    )
+
+
+def test_a_source_of_which_nothing_is_left_is_an_error(tmp_path):
+    write(tmp_path, {"a": b"", "b": b""})
+    with pytest.raises(DataError, match="all of its 2 files were left out"):
+        open_corpus(str(tmp_path), bad=BadRecords(9))
+
+
+@settings(deadline=None)
+@given(
+    data=st.binary(min_size=1, max_size=99), spans=st.lists(st.tuples(*[st.integers(0, 99)] * 2))
+)
+def test_reading_a_part_gives_the_bytes_of_the_part(data, spans):
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder), {"plain": data, "packed.gz": gzip.compress(data)})
+        for document in open_corpus(folder):
+            for start, stop in map(sorted, spans):
+                out = np.zeros(len(data[start:stop]), np.uint8)
+                document.read(start, out)
+                assert out.tobytes() == data[start:stop]
 
 
 def test_data_cannot_be_written_to(tmp_path):
-    write(tmp_path, {"a": b"1", "b": b"", "c.gz": gzip.compress(b"2")})
+    write(tmp_path, {"a": b"1", "c.gz": gzip.compress(b"2")})
     for document in open_corpus(str(tmp_path)):
         assert document.data.dtype == np.uint8 and not document.data.flags.writeable
 
@@ -128,8 +176,10 @@ def test_a_document_that_shrinks_or_goes_is_an_error_and_not_a_crash(tmp_path):
     (document,) = open_corpus(str(tmp_path / "a"))
     for change in (lambda: write(tmp_path, {"a": b"123"}), (tmp_path / "a").unlink):
         change()
-        with pytest.raises(UserError, match="data.source: .*changed while in use.*5 bytes"):
+        with pytest.raises(DataError, match="/a: changed while in use.*5 bytes"):
             _ = document.data
+        with pytest.raises(DataError, match="/a: changed while in use.*5 bytes"):
+            document.read(2, np.zeros(3, np.uint8))
 
 
 def test_the_standard_library_is_python_source_without_tests():
@@ -145,12 +195,12 @@ def test_the_standard_library_is_python_source_without_tests():
 
 def test_sources_that_hold_nothing_are_errors(tmp_path):
     write(tmp_path, {"empty": b"", "folder/.hidden": b"1", "e.gz": gzip.compress(b"")})
-    assert "No such file" in error_of(tmp_path / "missing")
-    assert "no path specified" in error_of("")
-    assert "0 files found" in error_of(tmp_path / "folder")
-    assert "0 files found" in error_of(tmp_path / "*.txt")
-    assert "no byte (1 files found)" in error_of(tmp_path / "empty")
-    assert "no byte (1 files found)" in error_of(tmp_path / "e.gz")
+    assert "no such file" in error_of(tmp_path / "missing")
+    assert "no such file" in error_of("")
+    assert "no file found" in error_of(tmp_path / "folder")
+    assert "no file found" in error_of(tmp_path / "*.txt")
+    assert bad_file_of(tmp_path / "empty").startswith(f"{tmp_path}/empty: holds no byte")
+    assert bad_file_of(tmp_path / "e.gz").startswith(f"{tmp_path}/e.gz: holds no byte")
 
 
 def test_sources_that_are_no_path_are_errors(tmp_path):
@@ -162,12 +212,13 @@ def test_sources_that_are_no_path_are_errors(tmp_path):
 
 def test_what_is_not_a_regular_file_is_an_error(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert "pipe' is not a regular file" in error_of(tmp_path / "pipe")
-    assert "pipe' is not a regular file" in error_of(tmp_path)
-    assert "'/dev/null' is not a regular file" in error_of("/dev/null")
+    assert "pipe: not a regular file" in bad_file_of(tmp_path / "pipe")
+    assert "pipe: not a regular file" in bad_file_of(tmp_path)
+    assert "/dev/null: not a regular file" in bad_file_of("/dev/null")
     (tmp_path / "pipe").unlink()
     (tmp_path / "self").symlink_to(tmp_path / "self")
-    error_of(tmp_path / "self")
+    assert "self: Too many levels of symbolic links" in bad_file_of(tmp_path / "self")
+    assert "self: Too many levels of symbolic links" in bad_file_of(tmp_path)
 
 
 @pytest.mark.parametrize("source", ["", "/folder/a", "/folder", "/*/*"])
@@ -177,8 +228,8 @@ def test_what_may_not_be_read_is_an_error(source):
         write(Path(root), {"folder/a": b"1", "b": b"1"})
         os.chmod(f"{root}/folder/a", 0)
         with without_privileges():
-            message = error_of(root + source)
-    assert f"Permission denied: '{root}/folder/a'" in message
+            message = bad_file_of(root + source)
+    assert message.startswith(f"{root}/folder/a: Permission denied")
 
 
 def test_a_folder_that_may_not_be_searched_is_an_error():
@@ -187,14 +238,15 @@ def test_a_folder_that_may_not_be_searched_is_an_error():
         os.chmod(f"{root}/folder", 0)
         os.chmod(root, 0o755)
         with without_privileges():
-            message = error_of(root)
+            message = bad_file_of(root)
         os.chmod(f"{root}/folder", 0o755)
-    assert f"Permission denied: '{root}/folder'" in message
+    assert message.startswith(f"{root}/folder: Permission denied")
 
 
 def test_a_name_that_comes_twice_is_an_error(tmp_path):
     write(tmp_path, {"a": b"1", "a.gz": gzip.compress(b"1")})
-    assert "'a' is there twice" in error_of(tmp_path)
+    with pytest.raises(DataError, match=f"^{tmp_path}/a: is there twice"):
+        open_corpus(str(tmp_path))
 
 
 def test_the_error_names_the_option_that_was_used():

@@ -81,13 +81,15 @@ def test_a_split_by_document_has_about_the_sizes_and_never_changes():
     assert [d.name for d in parts[2]][:3] == ["14.txt", "48.txt", "68.txt"]
 
 
-def test_a_split_by_folder_follows_the_folders():
+def test_a_split_by_name_follows_the_folders():
     corpus = corpus_of({"train/a": b"1", "val/b": b"2", "validation/c/d": b"3", "x/test/e": b"4"})
-    options = {"by": "folder", "valid_size": 0.0, "test_size": 0.0}
+    options = {"by": "name", "valid_size": 0.0, "test_size": 0.0}
     assert bytes_of(split_corpus(corpus, "train", **options)) == b"1"
     assert bytes_of(split_corpus(corpus, "valid", **options)) == b"23"
     with pytest.raises(UserError, match="the test split of 'c' is empty; .* sub-folder test"):
         split_corpus(corpus, "test", **options)
+    assert bytes_of(split_corpus(corpus, "test", **options, test="x")) == b"4"
+    assert bytes_of(split_corpus(corpus, "valid", **options, valid="val")) == b"2"
 
 
 @pytest.mark.parametrize("by", ["document", "bytes"])
@@ -118,5 +120,5 @@ def test_an_empty_split_is_an_error_that_says_what_to_change(by):
 
 
 def test_an_unknown_way_to_split_is_an_error():
-    with pytest.raises(UserError, match="data.split.by='x': .*accepted: document, bytes, folder"):
+    with pytest.raises(UserError, match="data.split.by='x': .*accepted: document, bytes, name"):
         split_corpus(sized(10), "train", by="x", valid_size=0.0, test_size=0.0)

@@ -1,3 +1,4 @@
+import functools
 import threading
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megabyte_jax.data.corpus import Corpus, Document
+from megabyte_jax.data.corpus import Corpus, Document, open_corpus
 from megabyte_jax.data.windows import TrainWindows, eval_batches, eval_windows, permute, prefetch
 from megabyte_jax.errors import UserError
 
@@ -85,6 +86,36 @@ def test_the_global_batch_is_the_same_for_any_number_of_hosts(total, step, hosts
     parts = [windows.batch(step, host, hosts) for host in range(hosts)]
     assert all(part.shape == (8 // hosts, T) and part.dtype == np.uint8 for part in parts)
     np.testing.assert_array_equal(np.concatenate(parts), windows.batch(step))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.binary(min_size=1, max_size=20), min_size=T, max_size=9 * T),
+    st.binary(min_size=1, max_size=5),
+    st.integers(0, 99),
+)
+def test_a_separator_follows_every_document_of_the_stream(documents, separator, step):
+    windows = TrainWindows(corpus_of(*documents), T, 8, seed=3, separator=separator)
+    stream = b"".join(document + separator for document in documents)
+    assert windows.num_bytes == len(stream)
+    for row in windows.batch(step):
+        assert row.tobytes() in 2 * stream
+
+
+@pytest.mark.parametrize("workers", range(9))
+@pytest.mark.parametrize("hosts", [1, 2, 4, 8])
+def test_any_workers_and_hosts_give_the_same_batches_from_any_step(tmp_path, workers, hosts):
+    (tmp_path / "a").write_bytes(np.random.default_rng(0).bytes(50_000))
+    windows = TrainWindows(open_corpus(str(tmp_path)), 700, 8, seed=3)
+    expected = [windows.batch(step) for step in range(30)]
+    for first in (0, 13):
+        steps = range(first, 30)
+        parts = [
+            prefetch(functools.partial(windows.batch, host=host, num_hosts=hosts), steps, workers)
+            for host in range(hosts)
+        ]
+        for step, rows in zip(steps, zip(*parts, strict=True), strict=True):
+            np.testing.assert_array_equal(np.concatenate(rows), expected[step])
 
 
 def test_the_batch_of_a_step_never_changes():
@@ -193,23 +224,26 @@ def test_documents_without_a_byte_give_no_batch():
         assert list(eval_batches(corpus, table, 2, T, shift)) == []
 
 
-def test_prefetch_gives_the_results_in_order():
-    assert list(prefetch(lambda step: step**2, 2, 7)) == [4, 9, 16, 25, 36]
-    assert list(prefetch(lambda step: step, 3, 3)) == []
-    assert list(prefetch(lambda step: step, 3, 4)) == [3]
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_prefetch_gives_the_results_in_order(workers):
+    assert list(prefetch(lambda step: step**2, range(2, 7), workers)) == [4, 9, 16, 25, 36]
+    assert list(prefetch(lambda step: step, [], workers)) == []
+    assert list(prefetch(lambda step: step, iter("a"), workers)) == ["a"]
 
 
-def test_prefetch_works_ahead_of_the_consumer():
-    started = [threading.Event() for _ in range(4)]
-    batches = prefetch(lambda step: started[step].set(), 0, 4)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_prefetch_works_ahead_of_the_consumer(workers):
+    started = [threading.Event() for _ in range(2 * workers + 2)]
+    batches = prefetch(lambda step: started[step].set(), range(len(started)), workers)
     next(batches)
-    assert started[1].wait(10) and started[2].wait(10)
-    assert not started[3].wait(0.05)
+    assert all(event.wait(10) for event in started[:-1])
+    assert not started[-1].wait(0.05)
     batches.close()
 
 
-def test_prefetch_raises_at_the_turn_of_the_step_that_failed():
-    batches = prefetch(lambda step: 1 // (2 - step), 0, 4)
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_prefetch_raises_at_the_turn_of_the_step_that_failed(workers):
+    batches = prefetch(lambda step: 1 // (2 - step), range(4), workers)
     assert [next(batches), next(batches)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(batches)
@@ -218,8 +252,15 @@ def test_prefetch_raises_at_the_turn_of_the_step_that_failed():
 
 
 def test_prefetch_ends_its_thread_when_closed():
-    batches = prefetch(lambda step: threading.current_thread(), 0, 1000)
+    batches = prefetch(lambda step: threading.current_thread(), range(1000), 1)
     thread = next(batches)
     assert thread.is_alive() and thread is not threading.current_thread()
     batches.close()
     assert not thread.is_alive()
+
+
+def test_without_workers_nothing_is_computed_ahead():
+    seen = []
+    batches = prefetch(seen.append, range(5), 0)
+    next(batches)
+    assert seen == [0]

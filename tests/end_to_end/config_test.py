@@ -16,8 +16,17 @@ FILES = sorted(
 )
 SHIPPED = [".".join(path.parts) for path in FILES]
 ALL = [(name, None) for name in SHIPPED]
-ALL += [("configs.paper.text", size) for size in PAPER_MODELS]
+ALL += [
+    (f"configs.paper.{name}", size)
+    for name in ("text", "imagenet", "audio")
+    for size in importlib.import_module(f"configs.paper.{name}").SIZES
+]
 ALL += [("configs.transformer", size) for size in ("small_window", *PAPER_BASELINES)]
+
+
+def test_every_model_of_the_paper_is_a_size_of_one_config():
+    sizes = [size for name, size in ALL if name.startswith("configs.paper.") and size]
+    assert sorted(set(sizes) & set(PAPER_MODELS)) == sorted(PAPER_MODELS)
 
 
 def count(config):
@@ -74,8 +83,12 @@ BAD = [
     ),
     (["--config.model.seq_len=511"], ["model.seq_len=511", "multiple of patch_size=8"]),
     (["--config.data.source=/no/such"], ["data.source='/no/such'", "accepted"]),
-    (["--config.data.source=EMPTY"], ["data.source=", "empty", "accepted"]),
-    (["--config.data.source=/proc/self/mem"], ["data.source='/proc/self/mem'", "accepted"]),
+    (["--config.data.split.by=folder"], ["data.split.by='folder'", "document, bytes, name"]),
+    (["--config.data.source=tfds:a:b"], ["data.split.by='document'", "accepted is name"]),
+    (
+        ["--config.data.source=tfds:a:b", "--config.data.split.by=name"],
+        ["data.source='tfds:a:b'", "tfds:NAME/CONFIG"],
+    ),
     (
         ["--config.data.source=SHORT", "--config.data.split.by=bytes"],
         ["99 bytes", "model.seq_len=512"],
@@ -107,6 +120,17 @@ BAD = [
 ]
 
 
+# The same for data, whose status is 3.
+UNUSABLE = [
+    (["--config.data.source=EMPTY"], ["/empty: holds no byte", "data.max_bad_records=0"]),
+    (["--config.data.source=/proc/self/mem"], ["/proc/self/mem: ", "data.max_bad_records=0"]),
+    (
+        ["--config.data.source=tfds:byte_files/x", "--config.data.split.by=name"],
+        ["data.source='tfds:byte_files/x'", "not found", "data prepare"],
+    ),
+]
+
+
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A directory with an empty file and a short one."""
@@ -117,13 +141,19 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("arguments, named", BAD, ids=lambda x: x[0])
-def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(arguments, named, place, capfd):
+@pytest.mark.parametrize(
+    "arguments, named, status",
+    [(*case, 2) for case in BAD] + [(*case, 3) for case in UNUSABLE],
+    ids=lambda x: x if isinstance(x, int) else x[0],
+)
+def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(
+    arguments, named, status, place, capfd
+):
     before = runs.contents(place)
     defaults = ["--config=configs/quickstart.py", f"--workdir={place}/run"]
     for name in ("empty", "short", "no_python"):
         arguments = [a.replace(name.upper(), f"{place}/{name}") for a in arguments]
-    assert runs.run_main("train", *defaults, *arguments) == 2
+    assert runs.run_main("train", *defaults, *arguments) == status
     out, err = capfd.readouterr()
     assert out == "" and err.count("\n") == 1 and err.startswith("train.py: error: ")
     assert all(part in err for part in named) and "Traceback" not in err, err

@@ -14,6 +14,7 @@ FIELDS = {
     "bits_per_byte_stderr",
     "bytes",
     "documents",
+    "modality",
     "dataset",
     "split",
     "context",
@@ -106,12 +107,13 @@ def test_other_data_is_scored_whole_as_log_likelihood_does(
     documents = [b"", b"a", b"\xff" * 23, (text_dir / "13.txt").read_bytes()]
     for i, document in enumerate(documents):
         (tmp_path / "data" / str(i)).write_bytes(document)
-    arguments = f"--data={tmp_path}/data", f"--strategy={strategy}"
+    # The empty one counts as a bad record.
+    arguments = f"--data={tmp_path}/data", f"--strategy={strategy}", "--max_bad_records=1"
     report = evaluate(finished_run, tmp_path / "out.json", *arguments)
     model = load(finished_run)
     nats = -sum(model.log_likelihood(d, strategy).astype(np.float64).sum() for d in documents)
     size = sum(map(len, documents))
-    assert report["bytes"] == size and report["documents"] == 4 and report["split"] == "all"
+    assert report["bytes"] == size and report["documents"] == 3 and report["split"] == "all"
     np.testing.assert_allclose(report["bits_per_byte"], nats / math.log(2) / size, rtol=1e-6)
     assert report["word_perplexity"] is None  # 0xff is no text
 
@@ -153,7 +155,7 @@ def test_the_table_leaves_out_long_lists():
         (["--workdir=/no/such"], ["--workdir=/no/such", "a run of train.py"]),
         (["--split=all"], ["--split=all", "train", "valid", "test"]),
         (["--data=/no/such"], ["--data='/no/such'", "accepted"]),
-        (["--data=HERE/empty"], ["--data=", "empty", "accepted"]),
+        (["--max_bad_records=-1"], ["max_bad_records", "-1"]),
         (["--output=HERE"], ["--output=", "a file that can be written"]),
         (["--output="], ["--output=:", "a file that can be written"]),
         (["--output=/"], ["--output=/:", "a file that can be written"]),
@@ -183,6 +185,20 @@ def test_a_mistake_is_one_line_and_writes_nothing(finished_run, tmp_path, capfd,
     assert out == "" and err.startswith("eval.py: error: ") and err.count("\n") == 1
     assert all(part in err for part in named), err
     assert (runs.contents(tmp_path), runs.contents(finished_run)) == before
+
+
+def test_data_that_cannot_be_used_are_named_with_a_status_of_their_own(
+    finished_run, tmp_path, capfd
+):
+    (tmp_path / "a").write_bytes(b"fine")
+    (tmp_path / "empty").write_bytes(b"")
+    before = runs.contents(finished_run)
+    assert runs.run_main("eval", f"--workdir={finished_run}", f"--data={tmp_path}") == 3
+    out, err = capfd.readouterr()
+    assert out == "" and err.startswith(
+        f"eval.py: error: {tmp_path}/empty: holds no byte; accepted"
+    )
+    assert err.count("\n") == 1 and runs.contents(finished_run) == before
 
 
 @pytest.mark.parametrize("strategy", ["strided", "sliding_strided"])

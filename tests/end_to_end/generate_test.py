@@ -111,10 +111,10 @@ def noise(seed):
 
 @pytest.fixture(scope="module")
 def image_run(tmp_path_factory):
-    """The work directory of a run on raw files of images in the order of the patch scan."""
+    """The work directory of a run on images."""
     directory = tmp_path_factory.mktemp("images")
     for seed in range(20):
-        (directory / f"{seed}").write_bytes(images.to_bytes(noise(seed), "patch", 12))
+        image_file(directory / f"{seed}.png", noise(seed))
     config = runs.tiny_config(
         directory,
         **{
@@ -123,7 +123,7 @@ def image_run(tmp_path_factory):
             "model.global_model.dim": 24,
         },
         **{"data.modality": "image", "data.image.height": HEIGHT, "data.image.width": WIDTH},
-        **{"data.split.by": "bytes", "train.num_steps": 3},
+        **{"data.cache_dir": str(tmp_path_factory.mktemp("cache")), "train.num_steps": 3},
     )
     workdir = tmp_path_factory.mktemp("image_run") / "run"
     runs.train(config, workdir)
@@ -166,6 +166,17 @@ def test_an_image_is_completed_below_the_rows_that_are_kept(image_run, tmp_path,
     assert {path.name for path in tmp_path.iterdir()} == {"prompt.png", "made.png"}
 
 
+def test_an_image_of_another_size_is_resized_as_the_data_of_the_run_are(image_run, tmp_path, capfd):
+    workdir = tmp_path / "run"
+    shutil.copytree(image_run, workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["image"]["resize"] = "nearest"
+    (workdir / "config.json").write_text(json.dumps(config))
+    large = image_file(tmp_path / "large.png", noise(99).repeat(3, 0).repeat(3, 1))
+    made = completed(capfd, workdir, tmp_path, large, "--prompt_rows=4")
+    assert made.shape == (HEIGHT, WIDTH, 3) and np.array_equal(made[:4], noise(99)[:4])
+
+
 def test_an_image_is_made_from_nothing_and_the_seed_decides_which(image_run, tmp_path, capfd):
     first, again, other = (
         completed(capfd, image_run, tmp_path, f"--seed={seed}") for seed in (1, 1, 2)
@@ -191,6 +202,15 @@ def test_a_sound_is_continued(audio_run, tmp_path, capfd, arguments, kept, made)
         assert file.getparams()[:4] == (1, 2, RATE, (kept + made) // 2)
         data = file.readframes(file.getnframes())
     assert data == prompt[:kept] + load(audio_run).generate(prompt[:kept], made)
+
+
+def test_a_sound_of_another_rate_is_continued_at_that_of_the_run(audio_run, tmp_path, capfd):
+    arguments = [sound_file(tmp_path / "a.wav", b"\xe8\x03" * 800, 10 * RATE), "--num_bytes=4"]
+    assert generate(capfd, audio_run, *arguments, f"--output={tmp_path}/b.wav") == ""
+    with wave.open(str(tmp_path / "b.wav")) as file:
+        assert file.getparams()[:4] == (1, 2, RATE, 80 + 2)
+        kept = np.frombuffer(file.readframes(80), "<i2")
+    assert np.abs(kept - 1000)[20:-20].max() < 10
 
 
 def test_a_sound_is_made_from_nothing(audio_run, tmp_path, capfd):
@@ -252,9 +272,9 @@ def test_a_mistake_about_an_image_is_one_line_and_leaves_no_file(
         (["--prompt_seconds=1"], "--prompt_seconds=1.0: accepted with --prompt_file only"),
         (["--prompt_file=good.wav", "--prompt_seconds=0.9"], "accepted is from 0 to 0.8, the leng"),
         (["--prompt_file=good.wav", "--prompt_seconds=nan"], "--prompt_seconds=nan: accepted is"),
-        (["--prompt_file=fast.wav"], "--prompt_file=fast.wav: has 44100 Hz, 16 bits"),
-        (["--prompt_file=good.png"], "--prompt_file=good.png: no WAV file"),
-        (["--prompt_file=text"], "--prompt_file=text: no WAV file"),
+        (["--prompt_file=fast.wav"], "--prompt_file=fast.wav: holds no sound; accepted is at leas"),
+        (["--prompt_file=good.png"], "--prompt_file=good.png: no WAV or FLAC file"),
+        (["--prompt_file=text"], "--prompt_file=text: no WAV or FLAC file"),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
 )

@@ -1,0 +1,171 @@
+"""The flat layout: documents one after another in a file, and where each begins in another.
+
+    DIR/data.bin       the bytes of all documents
+    DIR/offsets.npy    int64[documents + 1], where each begins in it, then the end
+    DIR/manifest.json  what it was made from, and the SHA-256 of data.bin
+
+Decoding an image or a record costs far more than reading its bytes, so both are done once. Neither
+file is ever read whole: a corpus of any size costs no memory.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.data.corpus import Corpus, Document
+from megabyte_jax.errors import DataError, UserError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Documents(Sequence[Document]):
+    """Documents that are made when asked for: there may be tens of millions."""
+
+    source: str
+    offsets: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Document: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Document, ...]: ...
+    def __getitem__(self, index: int | slice) -> Document | tuple[Document, ...]:
+        if isinstance(index, slice):
+            return tuple(map(self.__getitem__, range(*index.indices(len(self)))))
+        number = range(len(self))[index]
+        start, stop = self.offsets[number : number + 2].tolist()
+        return Document(str(number), self.source, start, stop)
+
+
+@dataclass(frozen=True, eq=False)
+class FlatCorpus(Corpus):
+    """A corpus in the flat layout; a document is named by its number.
+
+    Attributes:
+        manifest: Fields of manifest.json: key, documents, bytes, sha256, bad_records.
+    """
+
+    documents: _Documents
+    manifest: Mapping[str, Any]
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Where each document begins in their concatenation, then its end: int64[documents + 1]."""
+        return self.documents.offsets
+
+    def verify(self) -> None:
+        """Reads all bytes and compares them with the SHA-256 of the manifest.
+
+        Raises:
+            DataError: They were changed since the layout was written.
+        """
+        with open(self.documents.source, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self.manifest["sha256"]:
+            raise _damaged(Path(self.documents.source).parent, "its bytes have another SHA-256")
+
+
+def flatten(
+    cache_dir: str, name: str, key: Mapping[str, Any], contents: Iterable[bytes], bad: BadRecords
+) -> FlatCorpus:
+    """Opens the flat layout of a key, written first if it is not there.
+
+    Args:
+        cache_dir: where layouts are kept; "" is megabyte_jax in XDG_CACHE_HOME or ~/.cache.
+        name: what a report shows.
+        key: all that decides the contents, as JSON has it.
+        contents: the documents, taken only to be written.
+        bad: counts what is left out of them, or was when they were written.
+
+    Raises:
+        DataError: too much is left out, nothing is left to write, or the layout is damaged.
+        UserError: `cache_dir` cannot be written.
+    """
+    root = Path(cache_dir).expanduser() if cache_dir else _default_cache()
+    digest = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", name)[-80:].strip("-")
+    directory = root / f"{slug}-{digest[:32]}"
+    if directory.exists():
+        corpus = _open(directory, name)
+        for reason in corpus.manifest["bad_records"]:
+            bad.add(reason)
+        return corpus
+    part = root / f".part-{os.getpid()}-{time.time_ns()}"
+    try:
+        part.mkdir(parents=True)
+        _write(part, key, contents, bad)
+        try:
+            part.rename(directory)
+        except OSError:
+            if not directory.exists():  # else another process wrote the same meanwhile
+                raise
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir={str(root)!r}: {error.strerror}; accepted is a directory that can be "
+            "written and has space"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return _open(directory, name)
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "megabyte_jax"
+
+
+def _write(
+    directory: Path, key: Mapping[str, Any], contents: Iterable[bytes], bad: BadRecords
+) -> None:
+    sizes, digest, before = array("q", [0]), hashlib.sha256(), len(bad.reasons)
+    with open(directory / "data.bin", "wb") as file:
+        for document in contents:
+            file.write(document)
+            digest.update(document)
+            sizes.append(len(document))
+    offsets = np.cumsum(sizes, dtype=np.int64)
+    if not offsets[-1]:
+        raise DataError(f"no record is left of {len(bad.reasons) - before}: {bad.reasons[-1:]}")
+    np.save(directory / "offsets.npy", offsets)
+    manifest = {
+        "key": key,
+        "documents": len(offsets) - 1,
+        "bytes": int(offsets[-1]),
+        "sha256": digest.hexdigest(),
+        "bad_records": bad.reasons[before:],
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _open(directory: Path, name: str) -> FlatCorpus:
+    source = directory / "data.bin"
+    try:
+        manifest = json.loads((directory / "manifest.json").read_text())
+        offsets = np.load(directory / "offsets.npy", mmap_mode="r")
+        expected = np.int64, (manifest["documents"] + 1,), manifest["bytes"]
+        if (offsets.dtype, offsets.shape, offsets[-1]) != expected:
+            raise ValueError("offsets.npy does not fit manifest.json")
+        if source.stat().st_size != manifest["bytes"]:
+            raise ValueError("data.bin has another size than manifest.json says")
+    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+        raise _damaged(directory, error) from error
+    return FlatCorpus(name, _Documents(str(source), offsets), manifest)
+
+
+def _damaged(directory: Path, reason: object) -> DataError:
+    return DataError(f"{directory}: damaged ({reason}); remove it, and it is made again")
