@@ -131,6 +131,21 @@ class Corpus:
         """The bytes of all documents together."""
         return int(self.offsets[-1])
 
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fills `out`, uint8[N], with the N bytes from `start` on of the concatenated documents.
+
+        Raises:
+            DataError: A file was removed or has shrunk since the corpus was opened.
+        """
+        # The last document that begins here or before: never an empty one.
+        number = int(np.searchsorted(self.offsets, start, side="right")) - 1
+        place = start - int(self.offsets[number])
+        while len(out):
+            document = self.documents[number]
+            piece = out[: len(document) - place]
+            document.read(place, piece)
+            out, number, place = out[len(piece) :], number + 1, 0
+
 
 def open_corpus(
     source: str, *, bad: BadRecords | None = None, option: str = "data.source"

@@ -69,6 +69,15 @@ class FlatCorpus(Corpus):
         """Where each document begins in their concatenation, then its end: int64[documents + 1]."""
         return self.documents.offsets
 
+    def read(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fills `out`, uint8[N], with the N bytes from `start` on of the concatenated documents.
+
+        Raises:
+            DataError: The layout was removed or has shrunk since it was opened.
+        """
+        # As they lie in the file: however short they are, they are read at once.
+        Document(self.name, self.documents.source, 0, self.num_bytes).read(start, out)
+
     def verify(self) -> None:
         """Reads all bytes and compares them with the SHA-256 of the manifest.
 

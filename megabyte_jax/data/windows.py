@@ -146,7 +146,11 @@ class TrainWindows:
 
     def _read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fills `out` with the bytes from `start` of the circular stream."""
-        # The last document that begins here or before: never an empty one.
+        if not self.separator:
+            before = out[: self.num_bytes - start]
+            self.corpus.read(start, before)
+            self.corpus.read(0, out[len(before) :])
+            return
         number = int(np.searchsorted(self.offsets, start, side="right")) - 1
         place = start - int(self.offsets[number])
         while len(out):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.data.flat import flatten
 from megabyte_jax.errors import DataError, UserError
 
@@ -40,6 +41,20 @@ def test_documents_come_back_as_they_were(documents):
         assert [len(document) for document in corpus.documents[1:3]] == [*map(len, documents[1:3])]
         with pytest.raises(IndexError):
             corpus.documents[len(documents)]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.binary(min_size=1, max_size=9), min_size=1, max_size=20), st.data())
+def test_any_part_of_the_whole_can_be_read(documents, data):
+    whole = b"".join(documents)
+    start = data.draw(st.integers(0, len(whole) - 1))
+    out = np.zeros(data.draw(st.integers(0, len(whole) - start)), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = write(Path(folder), documents)
+        for read in (corpus.read, Corpus("c", tuple(corpus)).read):
+            out[:] = 0
+            read(start, out)
+            assert out.tobytes() == whole[start : start + len(out)]
 
 
 def test_the_second_time_nothing_is_read_and_bad_records_count_again(tmp_path):
@@ -150,6 +165,7 @@ def test_the_default_cache_follows_the_environment(tmp_path, monkeypatch):
 MILLIONS = """
 import resource, sys
 from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.data.flat import flatten
 from megabyte_jax.data.windows import TrainWindows
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
