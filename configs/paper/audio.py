@@ -29,8 +29,8 @@ def get_config(size: str = "audio_350m_125m") -> ConfigDict:
     if size == "tiny":
         config = quickstart.get_config()
         config.model.update(seq_len=8192, patch_size=16)
-        config.model.global_model.update(dim=192, num_layers=3, num_heads=3)
-        config.model.local_model.update(dim=96, num_layers=2, num_heads=3)
+        config.model.global_model.update(dim=128, num_layers=3, num_heads=2)
+        config.model.local_model.update(dim=64, num_layers=2, num_heads=2)
         config.train.update(batch_size=3, num_bytes=0, num_steps=200)
     elif size == "small":
         config = enwik8.get_config()

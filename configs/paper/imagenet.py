@@ -17,7 +17,7 @@ Where the paper is silent or contradicts itself:
   validation split is the test split here and the last 5,000 images of train are for validation;
 - how images become 256 or 640 pixels wide is not stated: centre crop, bicubic; small ones grow;
 - `imagenet2012` has 23 images of other colours than RGB and grey, which are left out;
-- the sequences of image256_tiny and image640_tiny are strips of an image, 32 pixels high.
+- the sequences of image256_tiny and image640_tiny are strips of an image, 32 and 16 pixels high.
 """
 
 from ml_collections import ConfigDict
@@ -35,9 +35,9 @@ _SMALL = {
     "image640": (1_228_800, 192, (768, 8, 12), (192, 2, 3), 1),
 }
 _TINY = {
-    "image64": (12_288, 12, (192, 3, 3), (96, 2, 3), 2),
-    "image256": (24_576, 48, (192, 3, 3), (96, 2, 3), 1),
-    "image640": (61_440, 48, (192, 3, 3), (96, 1, 3), 1),
+    "image64": (12_288, 12, (144, 3, 3), (64, 2, 2), 2),
+    "image256": (24_576, 48, (144, 3, 3), (64, 2, 2), 1),
+    "image640": (30_720, 48, (144, 3, 3), (64, 2, 2), 1),
 }
 SIZES = (
     *(name for name in PAPER_MODELS if name.startswith("image")),

@@ -27,10 +27,10 @@ def get_config(size: str = "758m_262m") -> ConfigDict:
     """Returns the config of a size."""
     if size == "tiny":
         config = quickstart.get_config()
-        config.model.update(seq_len=1024, patch_size=8)
-        config.model.global_model.update(dim=192, num_layers=4, num_heads=3)
-        config.model.local_model.update(dim=96, num_layers=2, num_heads=3)
-        config.train.update(batch_size=8, num_bytes=7_000_000)
+        config.model.update(seq_len=1024, patch_size=4)
+        config.model.global_model.update(dim=128, num_layers=4, num_heads=2)
+        config.model.local_model.update(dim=64, num_layers=2, num_heads=2)
+        config.train.update(batch_size=2, num_bytes=9_000_000)
         config.sample.prompt = ""
     elif size == "small":
         config = enwik8.get_config()

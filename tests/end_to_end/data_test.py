@@ -1,3 +1,4 @@
+import json
 import runpy
 import subprocess
 import sys
@@ -228,6 +229,25 @@ def test_a_folder_is_prepared_and_then_read(folder, monkeypatch, capfd):
     # Once more, and into the directory that the config names.
     err = refused(monkeypatch, capfd, "prepare", "mine", "docs", *BY_NAME, source[1])
     assert "sets/byte_files/mine/1.0.0: is there already" in err
+
+
+def test_a_run_on_a_prepared_set_is_that_on_its_files(folder, tmp_path, monkeypatch):
+    assert data(monkeypatch, "prepare", "mine", "docs", "--data_dir=sets", *BY_NAME) == 0
+    options = {"data.split.by": "name", "data.cache_dir": str(tmp_path / "cache")}
+    options["data.tfds.data_dir"] = str(tmp_path / "sets")
+    for name, source in {"files": folder, "set": "tfds:byte_files/mine"}.items():
+        runs.train(runs.tiny_config(source, **options), tmp_path / name)
+        assert runs.run_main("eval", f"--workdir={tmp_path / name}", "--output=out.json") == 0
+        (tmp_path / "out.json").rename(tmp_path / f"{name}.json")
+    files, prepared = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("files", "set"))
+    for report in (files, prepared):
+        del report["dataset"], report["bytes_per_second"]
+    assert files == prepared
+    losses = [
+        [record.get("bits_per_byte") for record in runs.records(tmp_path / name)]
+        for name in ("files", "set")
+    ]
+    assert losses[0] == losses[1] and len(losses[0]) > 6
 
 
 @pytest.mark.parametrize(
