@@ -43,14 +43,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     steps = num_steps(config.train, model.seq_len)
     schedule = make_schedule(config.optimizer, config.train, model.seq_len)
     documents, valid = datasets.open_splits(config.data, ("train", "valid"), model.patch_size)
-    sampler = windows.TrainWindows(
-        documents,
-        model.seq_len,
-        config.train.batch_size,
-        config.seed,
-        unit=media.unit(config.data),
-        separator=config.data.separator.encode("utf-8", "surrogateescape"),
-    )
+    sampler = datasets.train_windows(config, documents, model.seq_len)
     directory = run_config.open_workdir(workdir, config)
     optimizer = make_optimizer(config.optimizer, schedule)
     print("compiling the initial state ...", file=sys.stderr)

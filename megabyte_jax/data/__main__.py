@@ -66,7 +66,7 @@ def show(source: str) -> None:
     """Prints the statistics of a dataset and shows a batch."""
     # Here and not above, so that --help does not wait for them.
     from megabyte_jax import run_config
-    from megabyte_jax.data import datasets, media, statistics, windows
+    from megabyte_jax.data import datasets, statistics
     from megabyte_jax.data.flat import FlatCorpus
 
     config, path = flags.FLAGS.config, flags.FLAGS.picture
@@ -80,14 +80,7 @@ def show(source: str) -> None:
             "shown as text"
         )
     opened, missing = open_each(lambda names: datasets.open_splits(data, names, model.patch_size))
-    sampler = windows.TrainWindows(
-        opened["train"],
-        model.seq_len,
-        config.train.batch_size,
-        config.seed,
-        unit=media.unit(data),
-        separator=data.separator.encode("utf-8", "surrogateescape"),
-    )
+    sampler = datasets.train_windows(config, opened["train"], model.seq_len)
     measured: dict[str, statistics.Statistics | None] = dict.fromkeys(SPLITS)
     for name, corpus in opened.items():
         if isinstance(corpus, FlatCorpus):

@@ -1,7 +1,5 @@
 """Where documents come from: files, folders, globs, compressed files, the standard library."""
 
-import gzip
-import lzma
 import mmap
 import os
 import platform
@@ -9,7 +7,6 @@ import stat
 import sys
 import sysconfig
 import tempfile
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,13 +15,11 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import zstandard
 from numpy.typing import NDArray
 
 from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.data.unpack import COMPRESSED, unpack
 from megabyte_jax.errors import DataError, UserError
-
-_COMPRESSED = (".gz", ".xz", ".zst")
 
 # Distributions leave out, or package apart, the tests and everything else named here: without them
 # the corpus is the same wherever the same Python runs.
@@ -243,7 +238,7 @@ def _open_documents(root: str, paths: Iterable[str], bad: BadRecords) -> tuple[D
         except (OSError, ValueError) as error:
             bad.add(f"{path}: {getattr(error, 'strerror', None) or error}")
             continue
-        if suffix in _COMPRESSED:
+        if suffix in COMPRESSED:
             packed[path] = stem
         else:
             documents.append(Document(name, path, 0, size))
@@ -283,56 +278,8 @@ def _expect_random_reads(file: IO[bytes]) -> None:
 
 
 def _unpack(names: dict[str, str], bad: BadRecords) -> list[Document]:
-    """Decompresses files, given as path to name, one after the other into an unlinked file."""
-    spans = []
+    """Unpacks files, given as path to name, into an unlinked file."""
     with tempfile.TemporaryFile(buffering=0) as unpacked:
-        for path, name in names.items():
-            start = unpacked.tell()
-            try:
-                for chunk in _decompress(path):
-                    _write(unpacked, chunk, path)
-            except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
-                bad.add(f"{path}: cannot be unpacked ({error})")
-                continue
-            if unpacked.tell() == start:
-                bad.add(f"{path}: holds no byte")
-                continue
-            spans.append((name, start, unpacked.tell()))
+        spans = unpack(names, unpacked, bad)
         data = _map(unpacked, unpacked.tell())
-    return [Document(name, data, start, stop) for name, start, stop in spans]
-
-
-def _write(unpacked: IO[bytes], chunk: bytes, path: str) -> None:
-    left = memoryview(chunk)
-    try:
-        while left:
-            left = left[unpacked.write(left) :]
-    except OSError as error:
-        raise UserError(
-            f"TMPDIR={tempfile.gettempdir()}: {error.strerror} while unpacking {path}; accepted is "
-            "a folder with space"
-        ) from error
-
-
-def _decompress(path: str) -> Iterator[bytes]:
-    if path.endswith(".zst"):
-        yield from _decompress_zstd(path)
-        return
-    with (gzip if path.endswith(".gz") else lzma).open(path) as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
-
-
-def _decompress_zstd(path: str) -> Iterator[bytes]:
-    # zstandard's own reader takes a truncated file for a whole one.
-    frame = zstandard.ZstdDecompressor().decompressobj()
-    with open(path, "rb") as file:
-        # 1 KiB of zeros compressed may hold 32 MiB, and comes back whole.
-        while chunk := file.read(1 << 10):
-            while chunk:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(chunk)
-                chunk = frame.unused_data
-    if not frame.eof:
-        raise EOFError("Compressed file ended before the end of its last frame")
+    return [Document(names[path], data, start, stop) for path, (start, stop) in spans.items()]

@@ -12,7 +12,7 @@ from megabyte_jax.data import images, media, splits, tfds_sets
 from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.data.corpus import Corpus, Document, open_corpus
 from megabyte_jax.data.flat import flatten
-from megabyte_jax.data.windows import prefetch
+from megabyte_jax.data.windows import TrainWindows, prefetch
 from megabyte_jax.errors import DataError, UserError
 
 
@@ -76,6 +76,27 @@ def open_all(source: str, data: Any, patch_size: int, option: str) -> Corpus:
             opened = _from_files(opened, data, patch_size, bad)
     bad.report()
     return opened
+
+
+def train_windows(config: Any, documents: Corpus, seq_len: int) -> TrainWindows:
+    """Returns the windows that a run trains on.
+
+    Args:
+        config: of the run, validated.
+        documents: of the training split.
+        seq_len: T in bytes.
+
+    Raises:
+        UserError: there are fewer bytes than in one window.
+    """
+    return TrainWindows(
+        documents,
+        seq_len,
+        config.train.batch_size,
+        config.seed,
+        unit=media.unit(config.data),
+        separator=config.data.separator.encode("utf-8", "surrogateescape"),
+    )
 
 
 def _from_files(corpus: Corpus, data: Any, patch_size: int, bad: BadRecords) -> Corpus:
