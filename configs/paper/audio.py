@@ -1,6 +1,11 @@
 """Sound as 16-bit samples, 16,000 per second: sequences of 524,288 bytes, 16.4 seconds.
 
-    train.py --config=configs/paper/audio.py:SIZE --workdir=DIR [--config.data.source=DIR]
+    train.py --config=configs/paper/audio.py:SIZE --workdir=DIR
+
+The data come from TFDS; a folder of your own that has train/, valid/ and test/ is
+
+    --config.data.source=DIR --config.data.split.train=train --config.data.split.valid=valid
+    --config.data.split.test=test
 
 The paper: 3.477 bits per byte with audio_350m_125m on 2 TB of its own, about 18,000 hours. SIZE is
 that one, a variation (`megabyte_jax.models.presets`), or `small` for one GPU of 16 GB, or `tiny`

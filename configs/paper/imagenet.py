@@ -1,6 +1,11 @@
 """ImageNet at 64, 256 and 640 pixels, bytes of whole images: 12,288, 196,608 and 1,228,800.
 
-    train.py --config=configs/paper/imagenet.py:SIZE --workdir=DIR [--config.data.source=DIR]
+    train.py --config=configs/paper/imagenet.py:SIZE --workdir=DIR
+
+The data come from TFDS; a folder of your own that has train/, valid/ and test/ is
+
+    --config.data.source=DIR --config.data.split.train=train --config.data.split.valid=valid
+    --config.data.split.test=test
 
 The paper, in bits per byte, which for 8-bit images are bits per dimension: 3.52 with
 image64_1.3b_1.3b and 3.40 with image64_2.7b_350m after 1.4 trillion bytes; 3.158 with
@@ -32,7 +37,7 @@ _TASKS = {"image64": (64, 256, 3e-4), "image256": (256, 16, 2e-4), "image640": (
 _SMALL = {
     "image64": (12_288, 12, (768, 8, 12), (384, 4, 6), 8),
     "image256": (196_608, 192, (768, 8, 12), (256, 4, 4), 1),
-    "image640": (1_228_800, 192, (768, 8, 12), (192, 2, 3), 1),
+    "image640": (1_228_800, 192, (768, 8, 12), (128, 2, 2), 1),
 }
 _TINY = {
     "image64": (12_288, 12, (144, 3, 3), (64, 2, 2), 2),
