@@ -55,6 +55,7 @@ def main() -> None:
         documents = datasets.open_all(DATA.value, config.data, model_config.patch_size, "--data")
         # Not the name of a split, whatever the data are called.
         split, name = "all", "data-" + re.sub(r"\W+", "_", DATA.value).strip("_")
+    documents.verify()
     model = trained.load(WORKDIR.value)
     output = OUTPUT.value
     if output is None:
@@ -78,6 +79,7 @@ def main() -> None:
         result,
         words=text.count_words(documents) if config.data.modality == "bytes" else 0,
         modality=config.data.modality,
+        bad_records=documents.bad_records,
         dataset=documents.name,
         split=split,
         step=model.step,

@@ -17,6 +17,10 @@ class UserError(RunError, ValueError):
     exit_status = 2
 
 
+class EmptySplitError(UserError):
+    """A split holds nothing, or there is none of its name."""
+
+
 class DataError(RunError):
     """Data that cannot be read: names the file, and the record where there are several."""
 

@@ -21,7 +21,6 @@ Where the paper is silent or contradicts itself:
 - which ImageNet64 is not stated: `downsampled_imagenet`, as the work it compares with. Its
   validation split is the test split here and the last 5,000 images of train are for validation;
 - how images become 256 or 640 pixels wide is not stated: centre crop, bicubic; small ones grow;
-- `imagenet2012` has 23 images of other colours than RGB and grey, which are left out;
 - the sequences of image256_tiny and image640_tiny are strips of an image, 32 and 16 pixels high.
 """
 
@@ -82,7 +81,6 @@ def get_config(size: str = "image256_125m_125m") -> ConfigDict:
     config.data.image.update(height=pixels, width=pixels)
     if pixels != 64:
         config.data.image.resize = "bicubic"
-        config.data.max_bad_records = 23
     config.sample.update(prompt="", num_bytes=12_288)
     return config
 

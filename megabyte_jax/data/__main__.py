@@ -6,12 +6,13 @@ DATASET takes the place of config.data.source. Shows for each split documents, b
 what compressors make of it in bits per byte; then the first batch, as train.py makes it: the
 beginnings of its first rows as text, or a PNG of its images or sound.
 
-    python -m megabyte_jax.data prepare NAME SOURCE --config=configs/NAME.py --data_dir=DIR
+    python -m megabyte_jax.data prepare NAME SOURCE --config=configs/NAME.py
 
 Writes the documents of SOURCE, files of the config's modality, as a TFDS set with the splits that
-the config says. See prepare --help for its flags.
+the config says, into config.data.tfds.data_dir.
 """
 
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from ml_collections import config_flags
 
 from megabyte_jax import cli
 from megabyte_jax.data.corpus import Corpus, open_corpus
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import EmptySplitError, UserError
 
 BASE = Path(__file__).parents[2] / "configs" / "base.py"
 SPLITS = ("train", "valid", "test")
@@ -34,7 +35,7 @@ def open_each(
     """Opens the splits that there are.
 
     Args:
-        open_splits: of names of splits; raises a `UserError` if one of them is empty.
+        open_splits: of names of splits; raises an `EmptySplitError` if there is none of a name.
 
     Returns:
         The splits by name, train among them, and a line on each of the others that says why.
@@ -45,12 +46,12 @@ def open_each(
     """
     try:
         return dict(zip(SPLITS, open_splits(SPLITS), strict=True)), []
-    except UserError:  # of which split, is seen by opening one after the other
+    except EmptySplitError:  # of which split, is seen by opening one after the other
         opened, missing = {"train": open_splits(["train"])[0]}, []
     for name in ("valid", "test"):
         try:
             opened[name] = open_splits([name])[0]
-        except UserError as error:
+        except EmptySplitError as error:
             missing.append(f"no {name} split: {error}")
     return opened, missing
 
@@ -67,7 +68,6 @@ def show(source: str) -> None:
     # Here and not above, so that --help does not wait for them.
     from megabyte_jax import run_config
     from megabyte_jax.data import datasets, statistics
-    from megabyte_jax.data.flat import FlatCorpus
 
     config, path = flags.FLAGS.config, flags.FLAGS.picture
     config.data.source = source
@@ -83,8 +83,7 @@ def show(source: str) -> None:
     sampler = datasets.train_windows(config, opened["train"], model.seq_len)
     measured: dict[str, statistics.Statistics | None] = dict.fromkeys(SPLITS)
     for name, corpus in opened.items():
-        if isinstance(corpus, FlatCorpus):
-            corpus.verify()
+        corpus.verify()
         measured[name] = statistics.measure(
             corpus, data, model.patch_size, flags.FLAGS.num_bytes, name
         )
@@ -113,19 +112,25 @@ def prepare(command: str, name: str, source: str) -> None:
     config.data.source = source
     run_config.validate(config)
     data, bad = config.data, BadRecords(config.data.max_bad_records)
-    data_dir = flags.FLAGS.data_dir or data.tfds.data_dir
     whole = open_corpus(source, bad=bad, option="SOURCE")
     opened, missing = open_each(
         lambda names: [split_corpus(whole, split, **data.split) for split in names]
     )
     splits = {TFDS_NAMES.get(split, split): corpus for split, corpus in opened.items()}
-    directory = builders.prepare(name, data, splits, data_dir, bad)
+    directory = builders.prepare(name, data, splits, data.tfds.data_dir, bad)
     bad.report()
     for split, corpus in splits.items():
         say(f"{split}: {len(corpus):,} documents, {corpus.num_bytes:,} bytes of files")
     say(*missing)
-    made = "/".join(directory.parts[-3:-1])
-    say(f"written to {directory}; config.data.source=tfds:{made} with split.by=name trains on it")
+    say(f"written to {directory}; it is trained on with", "    " + options_for(directory))
+
+
+def options_for(directory: Path) -> str:
+    """The options of train.py for a set that was prepared, with any config of its modality."""
+    root, made = directory.parents[2], "/".join(directory.parts[-3:-1])
+    options = {"source": f"tfds:{made}", "tfds.data_dir": root, "split.by": "name"}
+    options |= {f"split.{name}": TFDS_NAMES.get(name, name) for name in SPLITS}
+    return shlex.join(f"--config.data.{name}={value}" for name, value in options.items())
 
 
 if __name__ == "__main__":
@@ -136,7 +141,6 @@ if __name__ == "__main__":
         sys.argv.insert(1, f"--config={BASE}")
     config_flags.DEFINE_config_file("config", None, "Default: configs/base.py.", lock_config=True)
     if preparing:
-        flags.DEFINE_string("data_dir", "", "Where sets lie; default: config.data.tfds.data_dir.")
         cli.run(prepare, ("prepare", "NAME", "SOURCE"))
     else:
         flags.DEFINE_integer("num_bytes", 2**24, "To compress of a split, at most.", lower_bound=1)

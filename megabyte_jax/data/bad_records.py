@@ -10,31 +10,35 @@ class BadRecords:
 
     Attributes:
         limit: how many are left out before they are an error, `data.max_bad_records`.
-        reasons: what was wrong with each.
+        count: how many there were so far.
+        first: what was wrong with the first of them; None before there is one.
     """
 
     def __init__(self, limit: int) -> None:
         """Starts at none."""
-        self.limit = limit
-        self.reasons: list[str] = []
+        self.limit, self.count = limit, 0
+        self.first: str | None = None
 
-    def add(self, reason: object) -> None:
-        """Notes a record.
+    def add(self, reason: object, count: int = 1) -> None:
+        """Notes records.
 
         Args:
             reason: what is wrong with it, which begins with the name of the file and the record.
+            count: of records; the reason is that of the first.
 
         Raises:
             DataError: there are more than `limit`.
         """
-        self.reasons.append(str(reason))
-        if len(self.reasons) > self.limit:
-            raise DataError(f"{reason}; accepted are data.max_bad_records={self.limit} bad records")
+        self.count += count
+        # The name of a file may hold whatever moves a cursor.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(reason))
+        self.first = self.first or line
+        if self.count > self.limit:
+            raise DataError(
+                f"{line}; a larger data.max_bad_records={self.limit} would leave it out"
+            )
 
     def report(self) -> None:
         """Says on stderr how many were left out, if any were."""
-        if self.reasons:
-            print(
-                f"left out {len(self.reasons)} bad records, the first: {self.reasons[0]}",
-                file=sys.stderr,
-            )
+        if self.count:
+            print(f"left out {self.count} bad records, the first: {self.first}", file=sys.stderr)

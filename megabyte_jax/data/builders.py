@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from megabyte_jax.data import audio, images, media
 from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.data.corpus import Corpus, Document
+from megabyte_jax.data.scratch import scratch_directory
 from megabyte_jax.data.tfds_sets import PROVENANCE, add_to_digest, find_root, parse
 from megabyte_jax.data.windows import prefetch
 from megabyte_jax.errors import DataError, UserError
@@ -140,18 +140,17 @@ def prepare(
     directory = root / builder_class.name / name / version
     if directory.exists():
         raise UserError(f"{directory}: is there already; accepted is another name, or removing it")
-    part = root / f".part-{os.getpid()}-{time.time_ns()}"
     try:
-        written = _write(builder_class, name, data, splits, part, bad)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        written.rename(directory)
-    except OSError as error:
+        with scratch_directory(root) as part:
+            written = _write(builder_class, name, data, splits, part, bad)
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            written.rename(directory)
+    except (OSError, RuntimeError) as error:  # the latter is how array_record says it cannot write
+        reason = " ".join(str(error).split())
         raise UserError(
-            f"data.tfds.data_dir={str(root)!r}: {error}; accepted is a directory that can be "
+            f"data.tfds.data_dir={str(root)!r}: {reason}; accepted is a directory that can be "
             "written, has space, and has no such set yet"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return directory
 
 
@@ -184,7 +183,7 @@ def _write(
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "data": data.to_dict(),
         "splits": noted,
-        "bad_records": bad.reasons,
+        "bad_records": bad.count,
     }
     directory = Path(builder.data_dir)
     (directory / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
@@ -213,7 +212,7 @@ def _examples(
         yield count, {"name": os.fsencode(document.name), "data": contents}
         count += 1
     if not count:
-        raise DataError(f"no document is left of {len(corpus)}: {bad.reasons[-1]}")
+        raise DataError(f"no document is left of {len(corpus)}: {bad.first}")
     noted.update(documents=count, bytes=num_bytes, sha256=digest.hexdigest())
 
 

@@ -1,5 +1,6 @@
 """Where documents come from: files, folders, globs, compressed files, the standard library."""
 
+import fnmatch
 import mmap
 import os
 import platform
@@ -103,10 +104,12 @@ class Corpus:
     Attributes:
         name: What a report shows.
         documents: The documents; those of a folder are sorted by name.
+        bad_records: How many were left out of the source.
     """
 
     name: str
     documents: Sequence[Document]
+    bad_records: int = 0
 
     def __len__(self) -> int:
         """Returns the number of documents."""
@@ -125,6 +128,9 @@ class Corpus:
     def num_bytes(self) -> int:
         """The bytes of all documents together."""
         return int(self.offsets[-1])
+
+    def verify(self) -> None:
+        """Does nothing: of plain files nothing is known to compare them with."""
 
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fills `out`, uint8[N], with the N bytes from `start` on of the concatenated documents.
@@ -176,7 +182,7 @@ def open_corpus(
     documents = _open_documents(root, paths, bad)
     if not documents:
         raise DataError(f"{option}={source!r}: all of its {len(paths)} files were left out")
-    return Corpus(name, documents)
+    return Corpus(name, documents, bad.count)
 
 
 def _no_source(option: str, source: str, reason: object) -> UserError:
@@ -207,16 +213,46 @@ def _find(path: str, bad: BadRecords) -> tuple[str, list[str]]:
         raise FileNotFoundError("no such file or folder")
     parts = Path(path).parts
     fixed = next(i for i, part in enumerate(parts) if any(letter in part for letter in "*?["))
-    root = Path(*parts[:fixed])
-    # Before Python 3.13 a last `**` matches folders only. Unlike glob.glob, Path.glob does not
-    # follow linked folders, which may be loops.
-    pattern = os.path.join(*parts[fixed:], *(["*"] if parts[-1] == "**" else []))
-    matches = {match for match in root.glob(pattern) if not match.is_dir()}
-    return str(root), [str(match) for match in matches if not _is_hidden(match.relative_to(root))]
+    root = os.path.join("", *parts[:fixed])
+    return root, list(dict.fromkeys(_glob(root or ".", parts[fixed:], _Folders(bad))))
 
 
-def _is_hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
+class _Folders(dict[str, list[os.DirEntry[str]]]):
+    """What lies in folders, hidden entries left out; one that cannot be read counts once."""
+
+    def __init__(self, bad: BadRecords) -> None:
+        self.bad = bad
+
+    def __missing__(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(folder) as entries:
+                self[folder] = [entry for entry in entries if entry.name[0] != "."]
+        except (FileNotFoundError, NotADirectoryError):
+            self[folder] = []
+        except OSError as error:
+            self[folder] = []
+            self.bad.add(f"{folder}: {error.strerror}")
+        return self[folder]
+
+
+def _glob(folder: str, parts: Sequence[str], folders: _Folders) -> Iterator[str]:
+    """Yields the files that match, some twice.
+
+    Unlike glob.glob it follows no linked folder, and says what it cannot read.
+    """
+    first, rest = parts[0], parts[1:]
+    deep = first == "**"
+    if deep and rest:
+        yield from _glob(folder, rest, folders)
+    for entry in folders[folder]:
+        if entry.is_dir(follow_symlinks=False):
+            if deep:
+                yield from _glob(entry.path, parts, folders)
+            elif rest and fnmatch.fnmatchcase(entry.name, first):
+                yield from _glob(entry.path, rest, folders)
+        elif not rest and (deep or fnmatch.fnmatchcase(entry.name, first)):
+            if not os.path.isdir(entry.path):
+                yield entry.path
 
 
 def _walk(root: str, bad: BadRecords, skip: Collection[str] = ()) -> Iterator[str]:

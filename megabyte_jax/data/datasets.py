@@ -1,6 +1,7 @@
 """The splits of any source, as a run's config describes it: the one way to the documents."""
 
 import hashlib
+import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.data.corpus import Corpus, Document, open_corpus
 from megabyte_jax.data.flat import flatten
 from megabyte_jax.data.windows import TrainWindows, prefetch
-from megabyte_jax.errors import DataError, UserError
+from megabyte_jax.errors import DataError, EmptySplitError, UserError
 
 
 def open_splits(data: Any, names: Sequence[str], patch_size: int) -> list[Corpus]:
@@ -43,6 +44,12 @@ def open_splits(data: Any, names: Sequence[str], patch_size: int) -> list[Corpus
             )
         prepared = tfds_sets.open_set(data.source, data.tfds.data_dir)
         found = [splits.find_names(data.split[name], prepared.splits) for name in names]
+        for name, part in zip(names, found, strict=True):
+            if tfds_sets.count(prepared, "+".join(part)) <= 0:
+                raise EmptySplitError(
+                    f"data.split.{name}={data.split[name]!r}: of {prepared.name} it holds no "
+                    "record; accepted is a split or a slice with some"
+                )
         opened = [_from_tfds(prepared, "+".join(part), data, patch_size, bad) for part in found]
     else:
         whole = open_corpus(data.source, bad=bad)
@@ -100,11 +107,13 @@ def train_windows(config: Any, documents: Corpus, seq_len: int) -> TrainWindows:
 
 
 def _from_files(corpus: Corpus, data: Any, patch_size: int, bad: BadRecords) -> Corpus:
-    files = hashlib.sha256()
+    files = hashlib.sha256(os.path.abspath(corpus.name).encode("utf-8", "surrogateescape"))
     for document in corpus:
         if isinstance(document.source, str):
             status = os.stat(document.source)
-            files.update(f"{document.name!a} {status.st_size} {status.st_mtime_ns}\n".encode())
+            # A copy may keep name, size and time of the file that it replaces, but not its ctime.
+            found = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+            files.update(f"{document.name!a} {found}\n".encode())
         else:
             files.update(f"{document.name!a} {len(document)}\n".encode())
             files.update(document.data.data)
@@ -143,12 +152,17 @@ def _from_tfds(
 
 def _form(data: Any, patch_size: int) -> dict[str, Any]:
     """All that decides, beside the source, what its decoded bytes are."""
+
+    def versions(*packages: str) -> dict[str, str]:
+        return {package: importlib.metadata.version(package) for package in packages}
+
     match data.modality:
         case "image":
             side = images.block_side(data.image.scan, patch_size)
-            return {"modality": "image", **data.image, "block_side": side}
+            form = {"modality": "image", **data.image, "block_side": side}
+            return form | versions("pillow")
         case "audio":
-            return {"modality": "audio", **data.audio}
+            return {"modality": "audio", **data.audio} | versions("soundfile", "soxr")
     return {"modality": data.modality}
 
 

@@ -2,7 +2,7 @@
 
     DIR/data.bin       the bytes of all documents
     DIR/offsets.npy    int64[documents + 1], where each begins in it, then the end
-    DIR/manifest.json  what it was made from, and the SHA-256 of data.bin
+    DIR/manifest.json  what it was made from, and the SHA-256 of the other two
 
 Decoding an image or a record costs far more than reading its bytes, so both are done once. Neither
 file is ever read whole: a corpus of any size costs no memory.
@@ -12,11 +12,9 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import time
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -26,9 +24,11 @@ from numpy.typing import NDArray
 
 from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.data.corpus import Corpus, Document
+from megabyte_jax.data.scratch import scratch_directory
 from megabyte_jax.errors import DataError, UserError
 
 _FORMAT = 1
+_BYTES, _OFFSETS, _MANIFEST = "data.bin", "offsets.npy", "manifest.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +58,12 @@ class FlatCorpus(Corpus):
     """A corpus in the flat layout; a document is named by its number.
 
     Attributes:
-        manifest: Fields of manifest.json: key, documents, bytes, sha256, bad_records.
+        manifest: Fields of manifest.json: key, documents, bytes, bad_records, first_bad_record, and
+            the SHA-256 of either file.
     """
 
     documents: _Documents
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, Any] = field(kw_only=True)
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -84,10 +85,9 @@ class FlatCorpus(Corpus):
         Raises:
             DataError: They were changed since the layout was written.
         """
-        with open(self.documents.source, "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self.manifest["sha256"]:
-            raise _damaged(Path(self.documents.source).parent, "its bytes have another SHA-256")
+        source = Path(self.documents.source)
+        if _sha256(source) != self.manifest["sha256"][_BYTES]:
+            raise _damaged(source.parent, f"{_BYTES} has another SHA-256")
 
 
 def flatten(
@@ -108,29 +108,26 @@ def flatten(
     """
     root = Path(cache_dir).expanduser() if cache_dir else _default_cache()
     digest = hashlib.sha256(json.dumps([_FORMAT, key], sort_keys=True).encode()).hexdigest()
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", name)[-80:].strip("-")
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", Path(name).name)[:80].strip("-")
     directory = root / f"{slug}-{digest[:32]}"
     if directory.exists():
         corpus = _open(directory, name)
-        for reason in corpus.manifest["bad_records"]:
-            bad.add(reason)
+        if corpus.bad_records:
+            bad.add(corpus.manifest["first_bad_record"], corpus.bad_records)
         return corpus
-    part = root / f".part-{os.getpid()}-{time.time_ns()}"
     try:
-        part.mkdir(parents=True)
-        _write(part, key, contents, bad)
-        try:
-            part.rename(directory)
-        except OSError:
-            if not directory.exists():  # else another process wrote the same meanwhile
-                raise
+        with scratch_directory(root) as part:
+            _write(part / "whole", key, contents, bad)
+            try:
+                (part / "whole").rename(directory)
+            except OSError:
+                if not directory.exists():  # else another process wrote the same meanwhile
+                    raise
     except OSError as error:
         raise UserError(
-            f"data.cache_dir={str(root)!r}: {error.strerror}; accepted is a directory that can be "
-            "written and has space"
+            f"data.cache_dir={str(root)!r}: {error.strerror or error}; accepted is a directory "
+            "that can be written and has space"
         ) from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return _open(directory, name)
 
 
@@ -141,39 +138,49 @@ def _default_cache() -> Path:
 def _write(
     directory: Path, key: Mapping[str, Any], contents: Iterable[bytes], bad: BadRecords
 ) -> None:
-    sizes, digest, before = array("q", [0]), hashlib.sha256(), len(bad.reasons)
-    with open(directory / "data.bin", "wb") as file:
+    directory.mkdir()
+    before = bad.count
+    sizes, digest = array("q", [0]), hashlib.sha256()
+    with open(directory / _BYTES, "wb") as file:
         for document in contents:
             file.write(document)
             digest.update(document)
             sizes.append(len(document))
     offsets = np.cumsum(sizes, dtype=np.int64)
     if not offsets[-1]:
-        raise DataError(f"no record is left of {len(bad.reasons) - before}: {bad.reasons[-1:]}")
-    np.save(directory / "offsets.npy", offsets)
+        raise DataError(f"no record is left; {bad.count} were left out, the first: {bad.first}")
+    np.save(directory / _OFFSETS, offsets)
     manifest = {
         "key": key,
         "documents": len(offsets) - 1,
         "bytes": int(offsets[-1]),
-        "sha256": digest.hexdigest(),
-        "bad_records": bad.reasons[before:],
+        "bad_records": bad.count - before,
+        "first_bad_record": bad.first if bad.count > before else None,
+        "sha256": {_BYTES: digest.hexdigest(), _OFFSETS: _sha256(directory / _OFFSETS)},
     }
-    (directory / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    (directory / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
 def _open(directory: Path, name: str) -> FlatCorpus:
-    source = directory / "data.bin"
     try:
-        manifest = json.loads((directory / "manifest.json").read_text())
-        offsets = np.load(directory / "offsets.npy", mmap_mode="r")
-        expected = np.int64, (manifest["documents"] + 1,), manifest["bytes"]
-        if (offsets.dtype, offsets.shape, offsets[-1]) != expected:
-            raise ValueError("offsets.npy does not fit manifest.json")
-        if source.stat().st_size != manifest["bytes"]:
-            raise ValueError("data.bin has another size than manifest.json says")
-    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+        manifest = json.loads((directory / _MANIFEST).read_text())
+        if _sha256(directory / _OFFSETS) != manifest["sha256"][_OFFSETS]:
+            raise ValueError(f"{_OFFSETS} has another SHA-256")
+        offsets = np.lib.format.open_memmap(directory / _OFFSETS, mode="r")
+        if len(offsets) != manifest["documents"] + 1 or offsets[-1] != manifest["bytes"]:
+            raise ValueError(f"{_OFFSETS} does not fit {_MANIFEST}")
+        if (directory / _BYTES).stat().st_size != manifest["bytes"]:
+            raise ValueError(f"{_BYTES} has not the size that {_MANIFEST} says")
+        bad_records, _ = int(manifest["bad_records"]), manifest["first_bad_record"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise _damaged(directory, error) from error
-    return FlatCorpus(name, _Documents(str(source), offsets), manifest)
+    documents = _Documents(str(directory / _BYTES), offsets)
+    return FlatCorpus(name, documents, bad_records, manifest=manifest)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damaged(directory: Path, reason: object) -> DataError:

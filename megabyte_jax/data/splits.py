@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from megabyte_jax.data.corpus import Corpus, Document
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import EmptySplitError, UserError
 
 _ALIASES = {"valid": ("valid", "validation", "val")}
 
@@ -52,7 +52,8 @@ def split_corpus(
         test: That of the test split.
 
     Raises:
-        UserError: A size is out of range or the split holds no byte.
+        UserError: A size is out of range.
+        EmptySplitError: The split holds no byte.
     """
     sizes = {"data.split.valid_size": valid_size, "data.split.test_size": test_size}
     if by == "document":
@@ -70,11 +71,11 @@ def split_corpus(
         raise UserError(f"data.split.by={by!r}: unknown; accepted: document, bytes, name")
     if not any(map(len, documents)):
         sized = "valid" if split == "train" else split
-        raise UserError(
+        raise EmptySplitError(
             f"data.split.by={by!r}: the {split} split of {corpus.name!r} is empty; "
             f"accepted: {hint.format(sized)}"
         )
-    return Corpus(corpus.name, tuple(documents))
+    return Corpus(corpus.name, tuple(documents), corpus.bad_records)
 
 
 def _split_by_document(corpus: Corpus, split: str, sizes: dict[str, float]) -> list[Document]:

@@ -95,7 +95,7 @@ def _builder_class(name: str, source: str, root: Path, option: str) -> Any:
             "; accepted is a name of that catalogue or of a prepared set"
         ) from None
     except ImportError as error:
-        raise _needs_package(source, error) from error
+        raise _needs_package(source, root, error) from error
 
 
 @contextlib.contextmanager
@@ -103,22 +103,23 @@ def _one_line_errors(source: str, root: Path) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise _needs_package(source, error) from error
+        raise _needs_package(source, root, error) from error
     except Exception as error:  # a builder is a program of its own
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise DataError(
             f"{source}: not found in {root}, and could not be downloaded and prepared "
-            f"({reason[:300]}); accepted is a prepared copy there, or a network"
+            f"({reason[:800]}); accepted is a prepared copy there, or what that asks for, such "
+            "as a network"
         ) from error
 
 
-def _needs_package(source: str, error: ImportError) -> DataError:
+def _needs_package(source: str, root: Path, error: ImportError) -> DataError:
     package = (error.name or "").partition(".")[0]
     needed = package or f"a package that is not here ({' '.join(str(error).split())[:200]})"
     install = (
         "'megabyte-jax[tf]'" if package.startswith("tensorflow") else package or "that package"
     )
     return DataError(
-        f"{source}: TFDS needs {needed} to prepare it; accepted is a prepared copy, or "
-        f"pip install {install}"
+        f"{source}: not found in {root}, and TFDS needs {needed} to prepare it; accepted is a "
+        f"prepared copy there, or pip install {install}"
     )

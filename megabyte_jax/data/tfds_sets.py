@@ -25,7 +25,7 @@ from megabyte_jax.data.tfds_features import (
     read_json,
 )
 from megabyte_jax.data.tfrecord import READERS, read_shard
-from megabyte_jax.errors import DataError, UserError
+from megabyte_jax.errors import DataError, EmptySplitError, UserError
 
 PROVENANCE = "provenance.json"  # that `builders.prepare` writes beside the shards
 
@@ -200,7 +200,14 @@ def count(prepared: Prepared, split: str) -> int:
 
 def sample_rate(prepared: Prepared, feature: str, modality: str) -> int | None:
     """Returns the samples per second of the sound in a feature, None if the set does not say."""
-    return choose(prepared.features, feature, modality, prepared.name).sample_rate
+    return _choose(prepared, feature, modality).sample_rate
+
+
+def _choose(prepared: Prepared, name: str, modality: str) -> Feature:
+    # A config may name the feature of the set in the catalogue that one of ours takes the place of.
+    if prepared.digests and name not in {feature.name for feature in prepared.features}:
+        name = ""
+    return choose(prepared.features, name, modality, prepared.name)
 
 
 def fingerprint(prepared: Prepared, split: str) -> dict[str, Any]:
@@ -234,9 +241,9 @@ def records(
         DataError: more examples are damaged than `bad` accepts; or, in a set of our own, a shard
             or a split is not what was written.
     """
-    chosen = choose(prepared.features, feature, modality, prepared.name)
+    chosen = _choose(prepared, feature, modality)
     decode = chosen.decoder()
-    before, number, digest = len(bad.reasons), 0, hashlib.sha256()
+    before, number, digest = bad.count, 0, hashlib.sha256()
     for path, skip, take in _pieces(prepared, split):
         _check_shard(prepared, path)
         for record in read_shard(path, prepared.file_format, skip, take):
@@ -253,7 +260,7 @@ def records(
             add_to_digest(digest, contents)
             yield name, contents
     noted = prepared.digests.get(split) if chosen.name == "data" else None
-    if noted and len(bad.reasons) == before and digest.hexdigest() != noted:
+    if noted and bad.count == before and digest.hexdigest() != noted:
         raise DataError(
             f"{prepared.directory}: the split {split} has another SHA-256 than {PROVENANCE} says; "
             "accepted is the set as it was prepared"
@@ -275,7 +282,7 @@ def _pieces(prepared: Prepared, split: str) -> list[tuple[str, int, int]]:
         pieces = prepared.split_infos[split].file_instructions
     except (KeyError, ValueError, NotImplementedError, AssertionError) as error:
         there = ", ".join(prepared.splits) or "none at all"
-        raise UserError(
+        raise EmptySplitError(
             f"data.split: {prepared.name} has no {split!r}; accepted are its splits ({there}), "
             "slices such as train[:-1000] or train[90%:], and sums of them with +"
         ) from error

@@ -272,3 +272,14 @@ def test_other_files_are_refused(kind):
 def test_a_compressed_wav_is_refused(subtype):
     with pytest.raises(DataError, match=rf"^x: is compressed \({subtype}\); accepted is"):
         audio.decode(sound_file(tune(), 8000, "WAV", subtype), "x", 8000)
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_a_flac_file_of_hours_of_silence_is_refused_before_it_is_decoded(channels):
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((100, channels), np.int16), 16_000, "PCM_16", format="FLAC")
+    data = bytearray(file.getvalue())
+    frames = 2**28 // channels + 1
+    data[21:26] = ((data[21] >> 4 << 36) + frames).to_bytes(5, "big")
+    with pytest.raises(DataError, match=f"^x: promises {frames:,} samples .*; accepted is at most"):
+        audio.decode(bytes(data), "x", 16_000)

@@ -188,7 +188,7 @@ def test_too_many_damaged_files_stop_it_and_leave_nothing(tmp_path: Path) -> Non
 
 
 def test_a_split_of_which_nothing_is_left_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no document is left of 2: 1: "):
+    with pytest.raises(DataError, match="no document is left of 2: 0: "):
         prepare(tmp_path, limit=9, train=corpus_of(b"", b""))
     assert nothing_in(tmp_path)
 
@@ -200,6 +200,16 @@ def test_a_failure_half_way_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
     assert nothing_in(tmp_path)
     with pytest.raises(DataError, match="byte_files/mine.*not found"):
         read(tmp_path)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("Failed to finalize writing:\nNo space left on device")
+
+    monkeypatch.setattr("tensorflow_datasets.core.writer.Writer.finalize", full)
+    with pytest.raises(UserError, match="data_dir=.*: .*writing: No space left on device; acc"):
+        prepare(tmp_path, train=corpus_of(b"1"))
+    assert nothing_in(tmp_path)
 
 
 def test_a_directory_that_cannot_be_written_is_a_mistake_of_the_user(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import os
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,11 @@ import pytest
 import soundfile
 from PIL import Image
 
-from megabyte_jax.data import datasets, media
-from megabyte_jax.errors import DataError, UserError
+from megabyte_jax.data import builders, datasets, media
+from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.data.corpus import open_corpus
+from megabyte_jax.data.splits import split_corpus
+from megabyte_jax.errors import DataError, EmptySplitError, UserError
 from tests import runs
 
 H, W, P = 4, 6, 12
@@ -124,6 +128,32 @@ def test_files_are_decoded_once_and_again_when_they_change(photos, monkeypatch):
     assert len(decoded) == 6
 
 
+def test_other_files_of_the_same_sizes_and_times_are_not_taken_for_them(tmp_path):
+    cache = {"data.cache_dir": str(tmp_path / "cache")}
+    samples = {}
+    for name, value in {"a/b": 1, "a-b": 2}.items():
+        (tmp_path / name / "train").mkdir(parents=True)
+        path = tmp_path / name / "train" / "x.wav"
+        soundfile.write(path, np.full(50, value, np.int16), RATE)
+        os.utime(path, ns=(1, 1))
+        (train,) = datasets.open_splits(audio_config(tmp_path / name, **cache), ("train",), P)
+        samples[name] = {*train.documents[0].data.view("<i2").tolist()}
+    assert samples == {"a/b": {1}, "a-b": {2}}
+    shutil.copy2(tmp_path / "a-b" / "train" / "x.wav", tmp_path / "a" / "b" / "train" / "x.wav")
+    (train,) = datasets.open_splits(audio_config(tmp_path / "a/b", **cache), ("train",), P)
+    assert {*train.documents[0].data.view("<i2").tolist()} == {2}
+
+
+def test_a_relative_path_finds_what_was_decoded_under_the_whole_one(photos, monkeypatch):
+    data = image_config(root_of(photos))
+    datasets.open_splits(data, ("train",), P)
+    entries = os.listdir(data.cache_dir)
+    monkeypatch.chdir(root_of(photos).parent)
+    data.source = "photos"
+    datasets.open_splits(data, ("train",), P)
+    assert os.listdir(data.cache_dir) == entries
+
+
 BAD = {
     "text.png": b"this is text",
     "notes.txt": b"this is text",
@@ -181,3 +211,31 @@ def test_a_tfds_source_has_splits_of_its_own():
     data = runs.tiny_config("tfds:pg19").data
     with pytest.raises(UserError, match="^data.split.by='document': accepted is name for a TFDS"):
         datasets.open_splits(data, ("train",), P)
+
+
+def prepared_config(photos, tmp_path, **changes):
+    """The config of a run on a TFDS set of the photos, as PNG files of another size."""
+    source = image_config(root_of(photos), **{"data.tfds.data_dir": str(tmp_path / "sets")})
+    whole = open_corpus(str(root_of(photos)))
+    parts = {name: split_corpus(whole, name, **source.split) for name in ("train", "test")}
+    builders.prepare("mine", source, parts, source.tfds.data_dir, BadRecords(0))
+    source.source = "tfds:image_files/mine"
+    source.update_from_flattened_dict({key.removeprefix("data."): v for key, v in changes.items()})
+    return source
+
+
+def test_a_tfds_set_is_its_records_in_the_order_of_the_scan(photos, tmp_path):
+    # The name of the feature is that of a set in the catalogue; one of ours has `data`.
+    data = prepared_config(photos, tmp_path, **{"data.tfds.feature": "image"})
+    for split in ("train", "test"):
+        (part,) = datasets.open_splits(data, (split,), P)
+        expected = [scanned(pixels, 2) for path, pixels in photos.items() if split in path.parts]
+        assert [document.data.tobytes() for document in part] == expected
+    assert datasets.open_all(data.source, data, P, "--data").num_bytes == 9 * H * W * 3
+
+
+@pytest.mark.parametrize("name", ["train[:0]", "train[50%:10%]", "valid", "nothing"])
+def test_a_tfds_split_without_a_record_is_a_mistake_that_is_named(photos, tmp_path, name):
+    data = prepared_config(photos, tmp_path, **{"data.split.valid": name})
+    with pytest.raises(EmptySplitError, match=f"^data.split.*{re.escape(repr(name))}.*accepted"):
+        datasets.open_splits(data, ("valid",), P)

@@ -66,8 +66,9 @@ def test_the_second_time_nothing_is_read_and_bad_records_count_again(tmp_path):
     flatten(str(tmp_path), "s", {}, contents(first), first)
     again = BadRecords(1)
     corpus = flatten(str(tmp_path), "s", {}, never(), again)
-    assert corpus.name == "s" and again.reasons == first.reasons == ["x: broken"]
-    with pytest.raises(DataError, match="x: broken; accepted are data.max_bad_records=0"):
+    assert (corpus.name, corpus.bad_records) == ("s", 1)
+    assert (again.count, again.first) == (first.count, first.first) == (1, "x: broken")
+    with pytest.raises(DataError, match="x: broken; a larger data.max_bad_records=0"):
         flatten(str(tmp_path), "s", {}, never(), BadRecords(0))
 
 
@@ -79,12 +80,17 @@ def test_another_key_is_another_layout(tmp_path):
 
 def test_the_manifest_says_what_it_was_made_from(tmp_path):
     corpus = write(tmp_path, key={"files": "abc"})
+    offsets = Path(corpus.documents.source).with_name("offsets.npy").read_bytes()
     assert corpus.manifest == {
         "key": {"files": "abc"},
         "documents": 3,
         "bytes": 10,
-        "sha256": hashlib.sha256(b"".join(DOCUMENTS)).hexdigest(),
-        "bad_records": [],
+        "bad_records": 0,
+        "first_bad_record": None,
+        "sha256": {
+            "data.bin": hashlib.sha256(b"".join(DOCUMENTS)).hexdigest(),
+            "offsets.npy": hashlib.sha256(offsets).hexdigest(),
+        },
     }
 
 
@@ -111,8 +117,23 @@ def test_the_layout_of_another_process_that_was_faster_is_taken(tmp_path):
 
 DAMAGE = {
     "data.bin": [lambda b: b[:-1], lambda b: b + b"x", None],
-    "offsets.npy": [lambda b: b[:-1], lambda b: b[:70], lambda b: b"", None],
-    "manifest.json": [lambda b: b[:-9], lambda b: b"[]", lambda b: b"{}", lambda b: b"\xff", None],
+    "offsets.npy": [
+        lambda b: b[:-1],
+        lambda b: b[:70],
+        lambda b: b"",
+        lambda b: b"PK" + b[2:],
+        lambda b: b.replace((3).to_bytes(8, "little"), (-5).to_bytes(8, "little", signed=True)),
+        None,
+    ],
+    "manifest.json": [
+        lambda b: b[:-9],
+        lambda b: b"[]",
+        lambda b: b"{}",
+        lambda b: b"\xff",
+        lambda b: b"[" * 100_000,
+        lambda b: b.replace(b"bad_records", b"x"),
+        None,
+    ],
 }
 
 
@@ -133,6 +154,10 @@ def test_a_damaged_layout_is_named_with_what_to_do(tmp_path, name):
 def test_a_pickle_in_place_of_the_offsets_is_not_loaded(tmp_path):
     directory = Path(write(tmp_path).documents.source).parent
     np.save(directory / "offsets.npy", np.array([print], object), allow_pickle=True)
+    manifest = json.loads((directory / "manifest.json").read_text())
+    digest = hashlib.sha256((directory / "offsets.npy").read_bytes()).hexdigest()
+    manifest["sha256"]["offsets.npy"] = digest
+    (directory / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DataError, match="damaged"):
         write(tmp_path, never())
 
@@ -182,7 +207,9 @@ def test_millions_of_documents_take_no_memory(tmp_path):
     directory, documents = Path(corpus.documents.source).parent, 5_000_000
     np.save(directory / "offsets.npy", np.arange(0, 1000 * documents + 1, 1000))
     os.truncate(directory / "data.bin", 1000 * documents)
+    digest = hashlib.sha256((directory / "offsets.npy").read_bytes()).hexdigest()
     manifest = {**corpus.manifest, "documents": documents, "bytes": 1000 * documents}
+    manifest["sha256"] = {"data.bin": "", "offsets.npy": digest}
     (directory / "manifest.json").write_text(json.dumps(manifest))
     command = [sys.executable, "-c", MILLIONS, str(tmp_path)]
     grown = subprocess.run(command, capture_output=True, check=True, text=True)

@@ -59,7 +59,7 @@ def test_without_a_network_the_error_says_what_to_do(
     monkeypatch.setattr(tfds_catalogue, "_RETRIES", 0)
     message = error_of("tfds:tiny_shakespeare", tmp_path)
     assert message.startswith(f"tfds:tiny_shakespeare: not found in {tmp_path}")
-    assert message.endswith("accepted is a prepared copy there, or a network")
+    assert message.endswith("or what that asks for, such as a network")
 
 
 def test_our_own_sets_are_not_looked_for_in_the_catalogue(tmp_path: Path) -> None:

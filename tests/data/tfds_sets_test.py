@@ -215,7 +215,7 @@ def test_a_shard_elsewhere_is_not_read(tmp_path: Path, template: str) -> None:
     write_set(tmp_path / "root", {}, features_dict(data=TEXT), info={"splits": [split]})
     bad = BadRecords(1)
     try:
-        assert read(tmp_path / "root", bad=bad) == [] and "No such file" in bad.reasons[0]
+        assert read(tmp_path / "root", bad=bad) == [] and "No such file" in bad.first
     except DataError as error:
         assert "lies outside of" in str(error)
 

@@ -21,6 +21,7 @@ SMALL = ["--config.model.seq_len=48", "--config.model.patch_size=12", "--config.
 SMALL += ["--config.model.global_model.dim=24", "--config.model.global_model.num_heads=2"]
 
 BY_NAME = ["--config.data.split.by=name"]
+SETS = "--config.data.tfds.data_dir=sets"
 
 
 def data(monkeypatch, *arguments):
@@ -214,25 +215,25 @@ def test_a_picture_that_cannot_be_written_is_one_line(pictures, monkeypatch, cap
 
 
 def test_a_folder_is_prepared_and_then_read(folder, monkeypatch, capfd):
-    assert data(monkeypatch, "prepare", "mine", "docs", "--data_dir=sets", *BY_NAME) == 0
+    assert data(monkeypatch, "prepare", "mine", "docs", SETS, *BY_NAME) == 0
     out, _ = capfd.readouterr()
     total = sum(sizes(folder / "train"))
     assert f"train: 30 documents, {total:,} bytes of files\nvalidation: 3 documents, " in out
-    assert "written to sets/byte_files/mine/1.0.0; config.data.source=tfds:byte_files/mine " in out
+    assert "written to sets/byte_files/mine/1.0.0; it is trained on with\n" in out
+    options = out.splitlines()[-1].split()
     arguments = [*SMALL, *BY_NAME, "--config.data.cache_dir=cache"]
-    source = ["tfds:byte_files/mine", "--config.data.tfds.data_dir=sets"]
-    assert data(monkeypatch, *source, *arguments) == 0
+    assert data(monkeypatch, "tfds:byte_files/mine", *options, *arguments) == 0
     out, err = capfd.readouterr()
     assert err == "" and cells(out, "documents") == ["30", "3", "2"]
     assert cells(out, "bytes")[0] == f"{total:,}"
     assert "tensorflow" not in sys.modules
     # Once more, and into the directory that the config names.
-    err = refused(monkeypatch, capfd, "prepare", "mine", "docs", *BY_NAME, source[1])
+    err = refused(monkeypatch, capfd, "prepare", "mine", "docs", *BY_NAME, SETS)
     assert "sets/byte_files/mine/1.0.0: is there already" in err
 
 
 def test_a_run_on_a_prepared_set_is_that_on_its_files(folder, tmp_path, monkeypatch):
-    assert data(monkeypatch, "prepare", "mine", "docs", "--data_dir=sets", *BY_NAME) == 0
+    assert data(monkeypatch, "prepare", "mine", "docs", SETS, *BY_NAME) == 0
     options = {"data.split.by": "name", "data.cache_dir": str(tmp_path / "cache")}
     options["data.tfds.data_dir"] = str(tmp_path / "sets")
     for name, source in {"files": folder, "set": "tfds:byte_files/mine"}.items():
@@ -251,7 +252,7 @@ def test_a_run_on_a_prepared_set_is_that_on_its_files(folder, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    "arguments, flag", [([], b"--num_bytes"), (["prepare"], b"--data_dir")], ids=str
+    "arguments, flag", [([], b"--num_bytes"), (["prepare"], b"--config")], ids=str
 )
 def test_help_is_shown_without_waiting_for_jax(arguments, flag):
     code = (

@@ -15,6 +15,7 @@ FIELDS = {
     "bytes",
     "documents",
     "modality",
+    "bad_records",
     "dataset",
     "split",
     "context",
@@ -114,6 +115,7 @@ def test_other_data_is_scored_whole_as_log_likelihood_does(
     nats = -sum(model.log_likelihood(d, strategy).astype(np.float64).sum() for d in documents)
     size = sum(map(len, documents))
     assert report["bytes"] == size and report["documents"] == 3 and report["split"] == "all"
+    assert report["bad_records"] == 1
     np.testing.assert_allclose(report["bits_per_byte"], nats / math.log(2) / size, rtol=1e-6)
     assert report["word_perplexity"] is None  # 0xff is no text
 
@@ -196,7 +198,7 @@ def test_data_that_cannot_be_used_are_named_with_a_status_of_their_own(
     assert runs.run_main("eval", f"--workdir={finished_run}", f"--data={tmp_path}") == 3
     out, err = capfd.readouterr()
     assert out == "" and err.startswith(
-        f"eval.py: error: {tmp_path}/empty: holds no byte; accepted"
+        f"eval.py: error: {tmp_path}/empty: holds no byte; a larger"
     )
     assert err.count("\n") == 1 and runs.contents(finished_run) == before
 
