@@ -17,36 +17,42 @@ def model(config: ModelConfig) -> ConfigDict:
     return ConfigDict(dataclasses.asdict(config))
 
 
+def data() -> ConfigDict:
+    """The keys below `config.data`; docs/data.md explains them."""
+    config = ConfigDict()
+    config.source = "stdlib"  # or tfds:NAME, a file, a directory, a glob; .gz, .xz, .zst too
+    config.modality = "bytes"  # or image (PNG, JPEG), audio (WAV, FLAC)
+    config.separator = ""  # of documents in training, of modality bytes; "" packs them
+    config.max_bad_records = 0  # left out before the run stops: empty, damaged, ...
+    config.cache_dir = ""  # for what is decoded once; "" is ~/.cache/megabyte_jax
+    config.workers = 1  # threads that read ahead; 0 reads when the batch is due
+    config.tfds = ConfigDict()  # of a source tfds:NAME
+    config.tfds.data_dir = ""  # of prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets
+    config.tfds.feature = ""  # to read; "" the one called data, or the only one that fits
+    config.image = ConfigDict()  # of modality image, RGB
+    config.image.height = 64  # in pixels
+    config.image.width = 64
+    config.image.scan = "patch"  # as in the paper, in blocks that fill a patch; or raster
+    config.image.resize = "none"  # all have the size; or box, lanczos, ...: crop, then resize
+    config.audio = ConfigDict()  # of modality audio, 16-bit mono
+    config.audio.sample_rate = 16_000  # per second
+    config.split = ConfigDict()
+    config.split.by = "document"  # by hash of the name; or bytes (in order); or name
+    config.split.valid_size = 0.05  # a fraction; from 1 on, by bytes, a number of bytes
+    config.split.test_size = 0.05
+    config.split.train = "train"  # by name: the sub-folder, or TFDS split, as "train[:-5000]"
+    config.split.valid = "valid"  # or validation, or val
+    config.split.test = "test"
+    return config
+
+
 def get_config() -> ConfigDict:
     """Returns the default config."""
     config = ConfigDict()
     config.seed = 0  # of initial weights, dropout, order of the data and samples
     config.model = model(paper_model("758m_262m"))
 
-    config.data = ConfigDict()
-    config.data.source = "stdlib"  # or tfds:NAME, a file, a directory, a glob; .gz, .xz, .zst too
-    config.data.modality = "bytes"  # or image (PNG, JPEG), audio (WAV, FLAC)
-    config.data.separator = ""  # of documents in training, of modality bytes; "" packs them
-    config.data.max_bad_records = 0  # left out before the run stops: empty, damaged, ...
-    config.data.cache_dir = ""  # for what is decoded once; "" is ~/.cache/megabyte_jax
-    config.data.workers = 1  # threads that read ahead; 0 reads when the batch is due
-    config.data.tfds = ConfigDict()  # of a source tfds:NAME
-    config.data.tfds.data_dir = ""  # of prepared sets; "" is TFDS_DATA_DIR or ~/tensorflow_datasets
-    config.data.tfds.feature = ""  # to read; "" the one called data, or the only one that fits
-    config.data.image = ConfigDict()  # of modality image, RGB
-    config.data.image.height = 64  # in pixels
-    config.data.image.width = 64
-    config.data.image.scan = "patch"  # as in the paper, in blocks that fill a patch; or raster
-    config.data.image.resize = "none"  # all have the size; or box, lanczos, ...: crop, then resize
-    config.data.audio = ConfigDict()  # of modality audio, 16-bit mono
-    config.data.audio.sample_rate = 16_000  # per second
-    config.data.split = ConfigDict()
-    config.data.split.by = "document"  # by hash of the name; or bytes (in order); or name
-    config.data.split.valid_size = 0.05  # a fraction; from 1 on, by bytes, a number of bytes
-    config.data.split.test_size = 0.05
-    config.data.split.train = "train"  # by name: the sub-folder, or TFDS split, as "train[:-5000]"
-    config.data.split.valid = "valid"  # or validation, or val
-    config.data.split.test = "test"
+    config.data = data()
 
     config.train = ConfigDict()
     config.train.batch_size = 48  # sequences of model.seq_len bytes per update, over all hosts

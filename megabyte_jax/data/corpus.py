@@ -1,33 +1,23 @@
 """Where documents come from: files, folders, globs, compressed files, the standard library."""
 
-import fnmatch
 import mmap
 import os
 import platform
 import stat
-import sys
-import sysconfig
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megabyte_jax.data.bad_records import BadRecords
+from megabyte_jax.data.find import find_files, find_stdlib
 from megabyte_jax.data.unpack import COMPRESSED, unpack
 from megabyte_jax.errors import DataError, UserError
-
-# Distributions leave out, or package apart, the tests and everything else named here: without them
-# the corpus is the same wherever the same Python runs.
-_NOT_EVERYWHERE = frozenset(
-    "site-packages dist-packages __pycache__ test tests idle_test "
-    "distutils ensurepip idlelib lib2to3 tkinter turtledemo".split()
-)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -171,10 +161,10 @@ def open_corpus(
     try:
         if source == "stdlib":
             name = f"stdlib-{platform.python_version()}"
-            root, paths = _find_stdlib()
+            root, paths = find_stdlib()
         else:
             name = source
-            root, paths = _find(os.path.expanduser(source), bad)
+            root, paths = find_files(os.path.expanduser(source), bad)
     except (OSError, ValueError) as error:
         raise _no_source(option, source, error) from error
     if not paths:
@@ -190,78 +180,6 @@ def _no_source(option: str, source: str, reason: object) -> UserError:
         f"{option}={source!r}: {reason}; accepted: stdlib, tfds:NAME, or a file, a folder or a "
         "glob that is there"
     )
-
-
-def _find_stdlib() -> tuple[str, list[str]]:
-    root = sysconfig.get_path("stdlib")
-    paths = []
-    for path in _walk(root, BadRecords(0), skip=_NOT_EVERYWHERE):
-        top = os.path.relpath(path, root).split(os.sep)[0].removesuffix(".py")
-        # The build's own settings and sitecustomize.py differ between machines and are no module.
-        if path.endswith(".py") and top in sys.stdlib_module_names and os.path.getsize(path):
-            paths.append(path)
-    return root, paths
-
-
-def _find(path: str, bad: BadRecords) -> tuple[str, list[str]]:
-    """Returns the folder that names are relative to, and the paths of the files."""
-    if os.path.isdir(path):
-        return path, list(_walk(path, bad))
-    if os.path.lexists(path):
-        return os.path.dirname(path), [path]
-    if not any(letter in path for letter in "*?["):
-        raise FileNotFoundError("no such file or folder")
-    parts = Path(path).parts
-    fixed = next(i for i, part in enumerate(parts) if any(letter in part for letter in "*?["))
-    root = os.path.join("", *parts[:fixed])
-    return root, list(dict.fromkeys(_glob(root or ".", parts[fixed:], _Folders(bad))))
-
-
-class _Folders(dict[str, list[os.DirEntry[str]]]):
-    """What lies in folders, hidden entries left out; one that cannot be read counts once."""
-
-    def __init__(self, bad: BadRecords) -> None:
-        self.bad = bad
-
-    def __missing__(self, folder: str) -> list[os.DirEntry[str]]:
-        try:
-            with os.scandir(folder) as entries:
-                self[folder] = [entry for entry in entries if entry.name[0] != "."]
-        except (FileNotFoundError, NotADirectoryError):
-            self[folder] = []
-        except OSError as error:
-            self[folder] = []
-            self.bad.add(f"{folder}: {error.strerror}")
-        return self[folder]
-
-
-def _glob(folder: str, parts: Sequence[str], folders: _Folders) -> Iterator[str]:
-    """Yields the files that match, some twice.
-
-    Unlike glob.glob it follows no linked folder, and says what it cannot read.
-    """
-    first, rest = parts[0], parts[1:]
-    deep = first == "**"
-    if deep and rest:
-        yield from _glob(folder, rest, folders)
-    for entry in folders[folder]:
-        if entry.is_dir(follow_symlinks=False):
-            if deep:
-                yield from _glob(entry.path, parts, folders)
-            elif rest and fnmatch.fnmatchcase(entry.name, first):
-                yield from _glob(entry.path, rest, folders)
-        elif not rest and (deep or fnmatch.fnmatchcase(entry.name, first)):
-            if not os.path.isdir(entry.path):
-                yield entry.path
-
-
-def _walk(root: str, bad: BadRecords, skip: Collection[str] = ()) -> Iterator[str]:
-    def leave_out(error: OSError) -> None:
-        bad.add(f"{error.filename}: {error.strerror}")
-
-    for folder, folders, files in os.walk(root, onerror=leave_out):
-        folders[:] = [name for name in folders if name[0] != "." and name not in skip]
-        yield from (os.path.join(folder, name) for name in files if name[0] != ".")
 
 
 def _open_documents(root: str, paths: Iterable[str], bad: BadRecords) -> tuple[Document, ...]:
