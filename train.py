@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     schedule = make_schedule(config.optimizer, config.train, model.seq_len)
     documents, valid = datasets.open_splits(config.data, ("train", "valid"), model.patch_size)
     sampler = datasets.train_windows(config, documents, model.seq_len)
-    directory = run_config.open_workdir(workdir, config)
+    directory = run_config.open_workdir(workdir, config, {"train": documents, "valid": valid})
     optimizer = make_optimizer(config.optimizer, schedule)
     print("compiling the initial state ...", file=sys.stderr)
     state = init_state(model, optimizer, config.seed)

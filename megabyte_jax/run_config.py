@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from megabyte_jax.data import images
+from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.errors import UserError
 from megabyte_jax.models.config import ModelConfig, from_mapping
 
@@ -173,12 +174,13 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def open_workdir(workdir: str, config: ConfigDict) -> Path:
-    """Makes the work directory, or enters one of the same model, and keeps the config there.
+def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus]) -> Path:
+    """Makes the work directory, or enters one of the same run, and keeps the config there.
 
     Args:
         workdir: path of the directory.
         config: validated.
+        splits: of the data, by name, which a run that goes on must find as they were.
 
     Returns:
         The directory.
@@ -202,12 +204,21 @@ def open_workdir(workdir: str, config: ConfigDict) -> Path:
         _require_same_run(path, load(workdir), config)
     elif path.is_dir() and (path / "checkpoints").exists():
         raise UserError(f"--workdir={workdir}: holds checkpoints but no config.json")
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-    part = path / "config.json.part"
+    held = {
+        name: {
+            "documents": len(corpus),
+            "bytes": corpus.num_bytes,
+            "fingerprint": corpus.fingerprint,
+        }
+        for name, corpus in splits.items()
+    }
+    _require_same_data(path, held, config.data.source)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        part.write_text(text)
-        os.replace(part, stored)
+        for file, fields in ((path / "data.json", held), (stored, config.to_dict())):
+            part = file.with_suffix(".json.part")
+            part.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
+            os.replace(part, file)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: {error.strerror}; accepted is a directory that can be written"
@@ -222,6 +233,26 @@ def _require_same_run(path: Path, stored: ConfigDict, config: ConfigDict) -> Non
             raise UserError(
                 f"--workdir={path}: holds another run, with {name}={old.get(name)!r} where the "
                 f"config has {new.get(name)!r}; accepted is a new directory or the same value"
+            )
+
+
+def _require_same_data(path: Path, held: Mapping[str, Any], source: str) -> None:
+    stored = path / "data.json"
+    if not stored.exists():
+        return
+    try:
+        before = dict(json.loads(stored.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"--workdir={path}: data.json cannot be read ({error}); accepted is the directory of a "
+            "run of train.py"
+        ) from None
+    for name in sorted(held):
+        if before.get(name) != held[name]:
+            raise UserError(
+                f"data.source={source!r}: its {name} split is not what the run in {path} began "
+                f"with ({before.get(name)} where now it is {held[name]}); accepted are the data as "
+                "they were, or a new directory"
             )
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from configs import base
 from megabyte_jax import run_config
+from megabyte_jax.data.corpus import Corpus, open_corpus
 from megabyte_jax.data.splits import split_corpus
 from megabyte_jax.errors import UserError
 from tests import runs
@@ -167,38 +168,60 @@ def as_json(config):
 
 def test_a_config_comes_back_from_its_work_directory_as_it_was(tmp_path):
     config = runs.tiny_config("stdlib", **{"model.conv_kernels": (3, 5)})
-    assert run_config.open_workdir(str(tmp_path / "a/b"), config) == tmp_path / "a/b"
+    assert run_config.open_workdir(str(tmp_path / "a/b"), config, {}) == tmp_path / "a/b"
     loaded = run_config.load(tmp_path / "a/b")
     assert loaded.to_dict() == as_json(config)
     assert run_config.validate(loaded) == run_config.validate(config)
-    run_config.open_workdir(str(tmp_path / "a/b"), config)
-    assert list(runs.contents(tmp_path / "a/b")) == ["config.json"]
+    run_config.open_workdir(str(tmp_path / "a/b"), config, {})
+    assert list(runs.contents(tmp_path / "a/b")) == ["config.json", "data.json"]
 
 
 def test_the_budget_may_change_on_a_resume_and_what_was_seen_not(tmp_path):
-    run_config.open_workdir(str(tmp_path), runs.tiny_config("stdlib"))
+    run_config.open_workdir(str(tmp_path), runs.tiny_config("stdlib"), {})
     longer = runs.tiny_config("stdlib", **{"train.num_steps": 99})
-    run_config.open_workdir(str(tmp_path), longer)
+    run_config.open_workdir(str(tmp_path), longer, {})
     assert run_config.load(tmp_path).train.num_steps == 99
     changes = {"model.local_model.dim": 24, "seed": 99, "train.batch_size": 8, "data.source": "x"}
     changes["data.split.test_size"] = 0.4
     for key, value in changes.items():
         other = runs.tiny_config("stdlib", **{key: value})
         with pytest.raises(UserError, match=f"holds another run, with {key}=.*{value}"):
-            run_config.open_workdir(str(tmp_path), other)
+            run_config.open_workdir(str(tmp_path), other, {})
     assert run_config.load(tmp_path).to_dict() == as_json(longer)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"model": 3}), "\xff"])
 def test_a_damaged_config_is_told_in_one_line(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
-    for use in (run_config.load, lambda path: run_config.open_workdir(path, base.get_config())):
+    for use in (run_config.load, lambda path: run_config.open_workdir(path, base.get_config(), {})):
         with pytest.raises(UserError, match="--workdir=.*: config.json is damaged; accepted is"):
             use(str(tmp_path))
     assert runs.contents(tmp_path) == {"config.json": text.encode("latin-1")}
 
 
+def test_a_run_goes_on_only_with_the_data_that_it_began_with(tmp_path, text_dir):
+    config = runs.tiny_config(text_dir)
+    corpus = open_corpus(str(text_dir))
+    splits = {"train": Corpus("c", corpus.documents[2:]), "valid": corpus}
+    for _ in range(2):
+        run_config.open_workdir(str(tmp_path), config, splits)
+    before = runs.contents(tmp_path)
+    for documents in (corpus.documents[1:], corpus.documents[3:] + corpus.documents[:1]):
+        with pytest.raises(
+            UserError, match="^data.source=.*its train split is not what the run in"
+        ):
+            other = {**splits, "train": Corpus("c", documents)}
+            run_config.open_workdir(str(tmp_path), config, other)
+    assert runs.contents(tmp_path) == before
+    for damaged in ("", "[1]", "{"):
+        (tmp_path / "data.json").write_text(damaged)
+        with pytest.raises(
+            UserError, match="^--workdir=.*: data.json cannot be read .*accepted is"
+        ):
+            run_config.open_workdir(str(tmp_path), config, splits)
+
+
 def test_checkpoints_of_an_unknown_model_are_not_written_over(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match="--workdir=.*holds checkpoints but no config.json"):
-        run_config.open_workdir(str(tmp_path), base.get_config())
+        run_config.open_workdir(str(tmp_path), base.get_config(), {})

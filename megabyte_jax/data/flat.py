@@ -70,6 +70,11 @@ class FlatCorpus(Corpus):
         """Where each document begins in their concatenation, then its end: int64[documents + 1]."""
         return self.documents.offsets
 
+    @property
+    def fingerprint(self) -> str:
+        """Tells corpora apart: the SHA-256 of all bytes that the manifest has."""
+        return str(self.manifest["sha256"][_BYTES])
+
     def read(self, start: int, out: NDArray[np.uint8]) -> None:
         """Fills `out`, uint8[N], with the N bytes from `start` on of the concatenated documents.
 
