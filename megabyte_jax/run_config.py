@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from megabyte_jax.data import images
 from megabyte_jax.data.corpus import Corpus
+from megabyte_jax.data.tfds_sets import is_tfds
 from megabyte_jax.errors import UserError
 from megabyte_jax.models.config import ModelConfig, from_mapping
 
@@ -195,7 +196,7 @@ def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus])
     config = config.copy_and_resolve_references()
     # eval.py may be started elsewhere.
     data = config.data
-    if data.source != "stdlib" and not data.source.startswith("tfds:"):
+    if data.source != "stdlib" and not is_tfds(data.source):
         data.source = os.path.abspath(os.path.expanduser(data.source))
     for part, name in ((data, "cache_dir"), (data.tfds, "data_dir")):
         if part[name]:
