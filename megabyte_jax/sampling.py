@@ -113,7 +113,8 @@ def filter_logits(
         weights = jnp.stack([jnp.ones_like(p), p], axis=1)
         sums = jnp.matmul(weights, ahead.astype(p.dtype), precision="highest")  # [B, 2, V]
         rank, before = sums[:, 0], sums[:, 1]
-        kept = (rank < top_k) & ((before < top_p) | (rank == 0))
+        # Rounded sums reach 1 before the last byte does.
+        kept = (rank < top_k) & ((before < top_p) | (rank == 0) | (top_p >= 1))
         return jnp.where(kept, logits, -jnp.inf)
 
     needed = (top_k < VOCAB_SIZE) | (top_p < 1)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from megabyte_jax.errors import UserError
@@ -29,6 +29,7 @@ def compiled_filter():
 
 
 @settings(deadline=None, max_examples=100)
+@example(0, 0.1, 5, 1.0, 0.0)
 @given(
     seed=st.integers(0, 10**6),
     temperature=st.sampled_from([0.1, 0.5, 1.0, 3.0]),
