@@ -54,6 +54,12 @@ def get_config() -> ConfigDict:
 
     config.data = data()
 
+    config.mesh = ConfigDict()  # devices along each axis, -1 for what the others leave
+    config.mesh.data = -1  # splits the batch
+    config.mesh.fsdp = 1  # splits the batch, the parameters and the optimizer's state
+    config.mesh.sequence = 1  # splits the patches of a sequence
+    config.mesh.tensor = 1  # splits heads and hidden widths
+
     config.train = ConfigDict()
     config.train.batch_size = 48  # sequences of model.seq_len bytes per update, over all hosts
     config.train.grad_accumulation = 1  # parts of a batch computed one after another
@@ -72,6 +78,8 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 1.0
+    config.optimizer.state_dtype = "float32"  # of its moments; or bfloat16
+    config.optimizer.offload = False  # keeps its state in the memory of the hosts
 
     # Intervals are in updates; 0 means never, except at the end of the run.
     config.log_interval = 10

@@ -53,7 +53,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
 
     Args:
         manager: of the run.
-        like: a state of the same shapes and types.
+        like: a state of the same shapes and types, which lies where the restored one is to lie: as
+            `training.abstract_state` gives it, on any mesh.
 
     Returns:
         The state, or None if the run has no checkpoint.
@@ -68,7 +69,8 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
         folder = Path(manager.directory)
         (folder / str(newer)).rename(folder / f"{newer}.damaged.{time.time_ns()}")
     manager.reload()
-    return TrainState(jax.numpy.int32(step), items["params"], items["opt_state"])
+    count = jax.device_put(np.int32(step), like.step.sharding)
+    return TrainState(count, items["params"], items["opt_state"])
 
 
 def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
@@ -76,7 +78,7 @@ def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[i
 
     Args:
         workdir: of the run.
-        like: parameters, or their shapes and types.
+        like: parameters, or their shapes, types and places.
         step: which checkpoint; None for the newest that can be read.
 
     Returns:
@@ -103,7 +105,7 @@ def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[i
 def _restore_newest(
     manager: ocp.CheckpointManager, like: dict[str, Any], only: int | None = None
 ) -> tuple[int, dict[str, Any]]:
-    target = jax.tree.map(_on_this_device, like)
+    target = jax.tree.map(_placed, like)
     args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in target.items()})
     steps = [only] if only is not None else sorted(manager.all_steps(), reverse=True)
     for step in steps:
@@ -140,6 +142,7 @@ def _no_traceback_of_reads_given_up() -> Iterator[None]:
         sys.unraisablehook = shown
 
 
-def _on_this_device(x: Any) -> jax.ShapeDtypeStruct:
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=sharding)
+def _placed(x: Any) -> jax.ShapeDtypeStruct:
+    """The place an array is restored to: where `like` says it lies, or on the first device."""
+    place = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

@@ -33,7 +33,19 @@ class CheckpointError(RunError):
     exit_status = 4
 
 
+class PlanError(RunError):
+    """A config does not fit the devices it is planned for: names what is too much."""
+
+    exit_status = 4
+
+
 class NonFiniteError(RunError):
     """The loss or the gradients are not finite; the last checkpoint was saved before that."""
 
     exit_status = 6
+
+
+class PeerError(RunError):
+    """Another process of the run cannot be reached."""
+
+    exit_status = 7

@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from megabyte_jax import distributed, sharding
 from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.data.windows import EvalBatch, eval_batches, eval_windows
 from megabyte_jax.errors import UserError
@@ -186,7 +187,7 @@ def score(
         config: the model.
         params: its parameters.
         corpus: the documents.
-        batch_size: windows computed together.
+        batch_size: windows computed together, more if the mesh at hand does not divide them.
         limit: if not 0, only as many windows as score about this many bytes, taken evenly from the
             whole corpus.
         strategy: one of `STRATEGIES`, as the text above defines them.
@@ -205,9 +206,19 @@ def score(
     if limit and limit < corpus.num_bytes:
         count = max(1, math.ceil(len(table) * limit / corpus.num_bytes))
         table = table[np.linspace(0, len(table) - 1, count).astype(np.int64)]
-    batch_size = max(1, min(batch_size, len(table)))
+    rows = sharding.axis_size("data") * sharding.axis_size("fsdp")
+    batch_size = -(-max(1, min(batch_size, len(table))) // rows) * rows
     for batch in eval_batches(corpus, table, batch_size, config.seq_len, shift):
-        yield batch, np.asarray(nll(config, params, batch.x))
+        yield batch, distributed.fetch(nll(config, params, _spread(batch.x)))
+
+
+def _spread(x: NDArray[np.uint8]) -> jax.Array | NDArray[np.uint8]:
+    """Lays a batch over the mesh at hand, if there is one."""
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return x
+    place = sharding.batch_sharding(mesh)
+    return distributed.put_batch(lambda first, count: x[first : first + count], x.shape, place)
 
 
 def evaluate(

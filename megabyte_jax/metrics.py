@@ -38,6 +38,7 @@ class Reporter:
         bytes_per_step: int,
         log_interval: int,
         peak: float,
+        primary: bool = True,
     ) -> None:
         """Opens the files.
 
@@ -49,17 +50,22 @@ class Reporter:
             log_interval: updates between records.
             peak: bytes per second at which the model's FLOPs would be all that the measured
                 rate of matrix products allows.
+            primary: whether this process reports; the other processes of a run only check that
+                its figures are finite.
         """
+        self._primary = primary
         self._workdir, self._num_steps, self._peak = workdir, num_steps, peak
         self._bytes_per_step, self._log_interval = bytes_per_step, log_interval
-        self._file = _reopen(workdir / "metrics.jsonl", start)
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._file = _reopen(workdir / "metrics.jsonl", start) if primary else None
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=primary
+        )
         self._bar = tqdm(
             total=num_steps * bytes_per_step,
             initial=start * bytes_per_step,
             unit="B",
             unit_scale=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (primary and sys.stderr.isatty()),
             dynamic_ncols=True,
         )
         self._since, self._paused, self._steps = time.perf_counter(), 0.0, 0
@@ -78,12 +84,14 @@ class Reporter:
         """Closes the files."""
         self._bar.close()
         self._events.close()
-        self._file.close()
+        if self._file:
+            self._file.close()
 
     def say(self, text: str) -> None:
         """Prints a line on stderr, above the bar if there is one."""
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        if self._primary:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
 
     @contextlib.contextmanager
     def paused(self, what: str, *, compiles: bool = False) -> Iterator[None]:
@@ -172,6 +180,8 @@ class Reporter:
             contents: of its file.
             suffix: of its name.
         """
+        if not self._primary:
+            return
         path = self._workdir / "samples" / f"{step:08d}{suffix}"
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(contents)
@@ -185,6 +195,8 @@ class Reporter:
             step: it belongs to.
             record: name to value.
         """
+        if not self._file:
+            return
         self._file.write(json.dumps({"step": step, **record}) + "\n")
         self._file.flush()
         for name, value in record.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -95,7 +96,7 @@ def make_optimizer(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTr
     moves the rest.
 
     Args:
-        optimizer: `config.optimizer`.
+        optimizer: `config.optimizer`; its state_dtype is that of the moments between updates.
         schedule: learning rate by update.
     """
     clip = optax.clip_by_global_norm(optimizer.clip_norm)
@@ -110,7 +111,7 @@ def make_optimizer(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTr
             muon_weight_dimension_numbers=_block_matrices,
             consistent_rms=0.2,
         )
-        return optax.chain(clip, muon)
+        return optax.chain(clip, _kept_in(optimizer.state_dtype, muon))
     adamw = optax.adamw(
         schedule,
         b1=optimizer.b1,
@@ -119,7 +120,26 @@ def make_optimizer(optimizer: Any, schedule: optax.Schedule) -> optax.GradientTr
         weight_decay=optimizer.weight_decay,
         mask=_decays,
     )
-    return optax.chain(clip, adamw)
+    return optax.chain(clip, _kept_in(optimizer.state_dtype, adamw))
+
+
+def _kept_in(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Computes in float32 and keeps the moments, which are shaped as parameters, in `dtype`."""
+
+    def cast(state: Any, dtype: str) -> Any:
+        def one(x: jax.Array) -> jax.Array:
+            return x.astype(dtype) if x.ndim and jnp.issubdtype(x.dtype, jnp.floating) else x
+
+        return jax.tree.map(one, state)
+
+    def init(params: Any) -> Any:
+        return cast(inner.init(params), dtype)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(grads, cast(state, "float32"), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _decays(params: Any) -> Any:

@@ -10,11 +10,12 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from megabyte_jax import distributed, sharding
 from megabyte_jax.data import images
 from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.data.tfds_sets import is_tfds
 from megabyte_jax.errors import UserError
-from megabyte_jax.models.config import ModelConfig, from_mapping
+from megabyte_jax.models.config import DTYPES, ModelConfig, from_mapping
 
 _Check = tuple[Callable[[Any], bool], str]
 
@@ -55,6 +56,11 @@ def _is_text(x: Any) -> bool:
 _NAME: _Check = ((lambda x: _is_text(x) and x != ""), "a sub-folder or TFDS split")
 _STEPS = _whole(0)
 _BYTES = _whole(0, 53)
+_BOOL: _Check = ((lambda x: isinstance(x, bool)), "True or False")
+_AXIS: _Check = (
+    (lambda x: _whole(1)[0](x) or x == -1),
+    "a number of devices, or -1 for what the other axes leave",
+)
 
 # Every key outside `model`, which the model's own config checks.
 CHECKS: dict[str, _Check] = {
@@ -81,6 +87,7 @@ CHECKS: dict[str, _Check] = {
     "data.split.train": _NAME,
     "data.split.valid": _NAME,
     "data.split.test": _NAME,
+    **{f"mesh.{axis}": _AXIS for axis in sharding.AXES},
     "train.batch_size": _whole(1),
     "train.grad_accumulation": _whole(1),
     "train.num_bytes": _BYTES,
@@ -96,6 +103,8 @@ CHECKS: dict[str, _Check] = {
     "optimizer.eps": _number(0, open_low=True),
     "optimizer.weight_decay": _number(0),
     "optimizer.clip_norm": _number(0, open_low=True),
+    "optimizer.state_dtype": _one_of(*DTYPES),
+    "optimizer.offload": _BOOL,
     "log_interval": _whole(1),
     "eval.interval": _STEPS,
     "eval.batch_size": _whole(1),
@@ -122,7 +131,7 @@ def validate(config: ConfigDict) -> ModelConfig:
     Raises:
         UserError: a key is missing, unknown or out of range.
     """
-    flat = _flatten({name: value for name, value in config.items() if name != "model"})
+    flat = flatten({name: value for name, value in config.items() if name != "model"})
     for name in sorted(flat.keys() - CHECKS.keys()):
         raise UserError(f"{name}: unknown; accepted are the keys of configs/base.py")
     for name in sorted(CHECKS.keys() - flat.keys()):
@@ -165,11 +174,12 @@ def _check_modality(data: ConfigDict, patch_size: int) -> None:
                 )
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Values of nested mappings by the names of their keys, joined by points."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         if hasattr(value, "items"):
-            flat |= _flatten(value, f"{prefix}{name}.")
+            flat |= flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
@@ -216,7 +226,8 @@ def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus])
     _require_same_data(path, held, config.data.source)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        for file, fields in ((path / "data.json", held), (stored, config.to_dict())):
+        written = ((path / "data.json", held), (stored, config.to_dict()))
+        for file, fields in written if distributed.is_primary() else ():
             part = file.with_suffix(".json.part")
             part.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
             os.replace(part, file)
@@ -262,13 +273,13 @@ def _identity(config: ConfigDict) -> dict[str, Any]:
 
     With any other key changed a run may go on: a larger budget, another schedule or dtype.
     """
-    free = {"dropout", "dtype", "remat", "scan_unroll"}
+    free = {"dropout", "dtype", "remat", "scan_unroll", "group_size"}
     free |= {"cache_dir", "data_dir", "workers", "max_bad_records"}
-    flat = _flatten(config)
+    flat = flatten(config)
     kept = {
         name: value
         for name, value in flat.items()
-        if name in ("seed", "train.batch_size", "optimizer.name")
+        if name in ("seed", "train.batch_size", "optimizer.name", "optimizer.state_dtype")
         or (name.startswith(("data.", "model.")) and name.split(".")[-1] not in free)
     }
     return json.loads(json.dumps(kept))  # as JSON has it, a tuple is a list

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
+from megabyte_jax import sharding
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ModelConfig
 
@@ -28,18 +31,63 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(
-    model: ModelConfig, optimizer: optax.GradientTransformation, seed: int
+def abstract_state(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    offload: bool = False,
 ) -> TrainState:
-    """The state before the first update.
+    """Shapes, types and places of a state, without the state.
 
     Args:
         model: the model.
         optimizer: the optax chain.
-        seed: of the initial weights.
+        mesh: over which `sharding.shardings` spreads it.
+        offload: whether the optimizer's state lies in the memory of the hosts.
+
+    Returns:
+        State of jax.ShapeDtypeStruct.
+
+    Raises:
+        UserError: the devices cannot use the memory of their host.
     """
-    params = functional.init_params(model, jax.random.key(seed))
+    shapes = jax.eval_shape(lambda: _make_state(model, optimizer, jax.random.key(0)))
+    places = sharding.shardings(mesh, shapes)
+    if offload:
+        places = places._replace(opt_state=sharding.on_host(mesh, places.opt_state))
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
+def init_state(
+    model: ModelConfig,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    like: TrainState | None = None,
+) -> TrainState:
+    """The state before the first update, each part made where it lies.
+
+    Args:
+        model: the model.
+        optimizer: the optax chain.
+        seed: of the initial weights, which do not depend on the mesh.
+        like: where it lies, as `abstract_state` says; None for the default device.
+    """
+    init = jax.jit(functools.partial(_make_state, model, optimizer), out_shardings=_places(like))
+    return init(jax.random.key(seed))
+
+
+def _make_state(
+    model: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array
+) -> TrainState:
+    params = functional.init_params(model, key)
     return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def _places(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.sharding, tree)
 
 
 def make_train_step(
@@ -48,6 +96,7 @@ def make_train_step(
     schedule: optax.Schedule,
     seed: int,
     grad_accumulation: int = 1,
+    like: TrainState | None = None,
 ) -> Any:
     """Makes the jitted update; it takes over (donates) the state it is given.
 
@@ -56,30 +105,41 @@ def make_train_step(
         optimizer: the optax chain.
         schedule: learning rate by update, which the metrics report.
         seed: of the dropout, whose key is a function of seed and step.
-        grad_accumulation: equal parts the batch is computed in, one after another.
+        grad_accumulation: equal parts the batch is computed in, one after another: part i has the
+            rows i, i + grad_accumulation, ..., so that each device has its share of every part.
+        like: where the state lies, as `abstract_state` says; None for the default device.
 
     Returns:
         Jitted function of the state and uint8 [B, T] bytes to the next state and the metrics of
         the update, float32 []: loss in nats per byte and grad_norm, before clipping, of the
         parameters it began with; learning_rate; param_norm of the parameters it made.
     """
+    places = _places(like)
+
+    def split_as_params(grads: functional.Params) -> functional.Params:
+        return jax.lax.with_sharding_constraint(grads, places.params) if places else grads
 
     def loss_fn(params: functional.Params, x: jax.Array, key: jax.Array) -> jax.Array:
         return functional.nll(model, params, x, key).mean()
 
     def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        parts = batch.reshape(grad_accumulation, -1, batch.shape[-1])
+        parts = batch.reshape(-1, grad_accumulation, batch.shape[-1]).swapaxes(0, 1)
+        parts = sharding.constrain(parts, None, "batch", "patch")
 
         def add(total: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            loss_and_grads = jax.value_and_grad(loss_fn)(state.params, *part)
-            return jax.tree.map(jnp.add, total, loss_and_grads), None
+            loss, grads = jax.value_and_grad(loss_fn)(state.params, *part)
+            total = jax.tree.map(jnp.add, total, (loss, grads))
+            return (total[0], split_as_params(total[1])), None
 
-        zero = jax.tree.map(jnp.zeros_like, (jnp.float32(0), state.params))
+        zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (jnp.float32(0), state.params))
         keys = jax.random.split(key, grad_accumulation)
         total, _ = jax.lax.scan(add, zero, (parts, keys))
         loss, grads = jax.tree.map(lambda x: x / grad_accumulation, total)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        opt_state = state.opt_state
+        if places:
+            opt_state = jax.device_put(opt_state, sharding.on_device(places.opt_state))
+        updates, opt_state = optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "loss": loss,
@@ -89,4 +149,4 @@ def make_train_step(
         }
         return TrainState(state.step + 1, params, opt_state), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, out_shardings=places and (places, None))

@@ -20,6 +20,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
     ]
 ).strip()
+# Collectives of the eight block a thread each, and with as many threads as this machine has cores
+# they wait for each other for ever.
+os.environ.setdefault("NPROC", "64")
 # Compiled steps outlive the process, so the second run of the tests compiles nothing.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

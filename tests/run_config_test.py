@@ -8,7 +8,7 @@ import re
 import pytest
 
 from configs import base
-from megabyte_jax import run_config
+from megabyte_jax import run_config, sharding
 from megabyte_jax.data.corpus import Corpus, open_corpus
 from megabyte_jax.data.splits import split_corpus
 from megabyte_jax.errors import UserError
@@ -38,6 +38,9 @@ def test_every_key_has_a_reader(key):
     name = key.split(".")[-1]
     if key.startswith("data.split."):
         assert name in inspect.signature(split_corpus).parameters
+        return
+    if key.startswith("mesh."):
+        assert name in sharding.AXES
         return
     files = [*runs.ROOT.glob("*.py"), *(runs.ROOT / "megabyte_jax").rglob("*.py")]
     section = key.split(".")[-2] if "." in key else "config"

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 import orbax.checkpoint as ocp
+import pytest
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -65,16 +66,18 @@ def entry_point(script: str) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / f"{script}.py"))
 
 
-def train(config: ConfigDict, workdir: Path) -> None:
-    entry_point("train")["train"](config, str(workdir))
+def train(config: ConfigDict, workdir: Path, num_devices: int = 1) -> None:
+    devices = jax.devices()[:num_devices]
+    entry_point("train")["train"](config, str(workdir), devices)
 
 
 def run_main(script: str, *args: str) -> Any:
-    """Runs a script on command-line arguments and returns its exit status."""
-    main, argv = entry_point(script)["main"], sys.argv
+    """Runs a script on command-line arguments, on one device, and returns its exit status."""
+    main, argv, one = entry_point(script)["main"], sys.argv, jax.devices()[:1]
     sys.argv = [f"{script}.py", *args]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "devices", lambda: one)
             warnings.filterwarnings("ignore", "the load_module")  # ml_collections calls it
             cli.run(main)
     except SystemExit as exit:

@@ -123,10 +123,14 @@ class TrainWindows:
                 f"train.batch_size={self.batch_size}: does not divide among {num_hosts} hosts; "
                 f"accepted: a multiple of {num_hosts}"
             )
-        rows = self.batch_size // num_hosts
-        first = step * self.batch_size + host * rows
-        starts = self._starts(np.arange(first, first + rows, dtype=np.int64))
-        out = np.empty((rows, self.seq_len), np.uint8)
+        count = self.batch_size // num_hosts
+        return self.rows(step, host * count, count)
+
+    def rows(self, step: int, first: int, count: int) -> NDArray[np.uint8]:
+        """Returns uint8[count, T], rows of the batch of a step."""
+        first += step * self.batch_size
+        starts = self._starts(np.arange(first, first + count, dtype=np.int64))
+        out = np.empty((count, self.seq_len), np.uint8)
         for row, start in zip(out, starts.tolist(), strict=True):
             self._read(start, row)
         return out

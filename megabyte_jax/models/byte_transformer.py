@@ -8,7 +8,7 @@ from flax import nnx
 
 from megabyte_jax.models.attention import KV, rope
 from megabyte_jax.models.config import VOCAB_SIZE, ByteTransformerConfig
-from megabyte_jax.models.layers import LayerMaker, tied_logits
+from megabyte_jax.models.layers import LayerMaker, cross_entropy, embed, shift, tied_logits
 from megabyte_jax.models.transformer import Cache, Step, Transformer, init_cache
 
 
@@ -48,12 +48,14 @@ class ByteTransformer(nnx.Module):
         h = h.reshape(x.shape[0], -1, h.shape[-1])[:, : x.shape[1]]
         return tied_logits(h, self.byte_embedding, self.config.init)
 
+    def nll(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Negative log-likelihood of every byte, of the arguments of a call: float32 [B, T]."""
+        return cross_entropy(self(x, key), x)
+
     def _groups(self, x: jax.Array) -> jax.Array:
         """Embeds the byte before each byte: uint8 [B, T] -> [B, G, T / G, D], padded at the end."""
         B, T = x.shape
-        h = self.byte_embedding[x[:, :-1]]
-        pad = jnp.broadcast_to(self.pad[...], (B, 1, h.shape[-1]))
-        h = jnp.concatenate([pad, h], axis=1)
+        h = shift(embed(self.byte_embedding, x), self.pad[...][None, None], axis=1)
         if self.config.byte_positions:
             h = h + self.position_embedding[None, :T]
         W = self.config.window or T

@@ -146,7 +146,12 @@ class MegabyteConfig:
         init: paper (truncated normal of 0.006, residual outputs divided by sqrt(2 L)) or scaled
             (weights of 1 / sqrt(fan_in), residual streams that start at a scale of 0.3, so that
             Adam soon changes them, and logits that start at a scale of 1).
-        dtype: type of the computation; parameters, softmax and loss are float32 always.
+        dtype: type of the computation; softmax and loss are float32 always.
+        param_dtype: type of the parameters; in bfloat16 an update much smaller than a weight is
+            lost in rounding.
+        group_size: how many patches the local model and the loss take at a time in training and
+            evaluation, recomputed in the backward pass: memory then does not grow with T. A
+            divisor of the K patches of seq_len; 0 takes them all at once.
 
     Raises:
         UserError: a field is out of range; the message names it.
@@ -162,6 +167,8 @@ class MegabyteConfig:
     local_positions: bool = True
     init: str = "paper"
     dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    group_size: int = 0
 
     def __post_init__(self) -> None:
         _require_int("patch_size", self.patch_size, 1)
@@ -187,7 +194,16 @@ class MegabyteConfig:
         for name in ("byte_positions", "local_positions"):
             _require_bool(name, getattr(self, name))
         _require_choice("init", self.init, INITS)
-        _require_choice("dtype", self.dtype, DTYPES)
+        for name in ("dtype", "param_dtype"):
+            _require_choice(name, getattr(self, name), DTYPES)
+        _require_int("group_size", self.group_size, 0)
+        K = self.seq_len // self.patch_size
+        _require(
+            not self.group_size or K % self.group_size == 0,
+            "group_size",
+            self.group_size,
+            f"0 or a divisor of the {K} patches of seq_len={self.seq_len}",
+        )
         if self.global_model.dim % self.patch_size:
             raise UserError(
                 f"global_model.dim={self.global_model.dim}: accepted is a multiple of "
@@ -217,6 +233,7 @@ class ByteTransformerConfig:
         byte_positions: learned absolute position of every byte.
         init: as in `MegabyteConfig`.
         dtype: as in `MegabyteConfig`.
+        param_dtype: as in `MegabyteConfig`.
 
     Raises:
         UserError: a field is out of range; the message names it.
@@ -228,6 +245,7 @@ class ByteTransformerConfig:
     byte_positions: bool = True
     init: str = "paper"
     dtype: str = "bfloat16"
+    param_dtype: str = "float32"
 
     def __post_init__(self) -> None:
         _require_int("seq_len", self.seq_len, 1)
@@ -240,7 +258,8 @@ class ByteTransformerConfig:
         )
         _require_bool("byte_positions", self.byte_positions)
         _require_choice("init", self.init, INITS)
-        _require_choice("dtype", self.dtype, DTYPES)
+        for name in ("dtype", "param_dtype"):
+            _require_choice(name, getattr(self, name), DTYPES)
 
     @property
     def patch_size(self) -> int:

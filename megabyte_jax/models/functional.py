@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from megabyte_jax.models.byte_transformer import ByteTransformer
@@ -43,9 +42,10 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
         key: randomness of the initial weights.
 
     Returns:
-        Nested dict of float32 arrays, as `logits` and `nll` take them.
+        Nested dict of arrays of `param_dtype`, as `logits` and `nll` take them.
     """
-    return nnx.to_pure_dict(nnx.state(_make(config, key), nnx.Param))
+    params = nnx.to_pure_dict(nnx.state(_make(config, key), nnx.Param))
+    return jax.tree.map(lambda x: x.astype(config.param_dtype), params)
 
 
 def logits(
@@ -79,8 +79,7 @@ def nll(
     Returns:
         float32 [B, T] in nats.
     """
-    predicted = logits(config, params, x, key)
-    return optax.softmax_cross_entropy_with_integer_labels(predicted, x.astype(jnp.int32))
+    return nnx.merge(_graph(config), params).nll(x, key)
 
 
 @functools.partial(jax.jit, static_argnums=0)

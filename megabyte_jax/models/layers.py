@@ -7,9 +7,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 from megabyte_jax.models.config import TransformerConfig
+from megabyte_jax.sharding import constrain
 
 _PAPER_STD = 0.006
 # Scale at which the residual streams start with `scaled`. Adam's steps do not depend on the size
@@ -97,6 +99,30 @@ class LayerMaker:
         return nnx.RMSNorm(dim, dtype=jnp.dtype(self.dtype), rngs=self.rngs)
 
 
+def cross_entropy(logits: jax.Array, x: jax.Array) -> jax.Array:
+    """Negative log-likelihood in nats: float32 [..., V] and uint8 [...] -> float32 [...]."""
+    return optax.softmax_cross_entropy_with_integer_labels(logits, x.astype(jnp.int32))
+
+
+def embed(table: nnx.Param, x: jax.Array) -> jax.Array:
+    """Looks bytes up: [V, D] and uint8 [...] -> [..., D].
+
+    The table is brought together first, as it is small and a lookup in a split one is not.
+    """
+    return constrain(table[...], None, None)[x]
+
+
+def shift(x: jax.Array, first: jax.Array | float, axis: int) -> jax.Array:
+    """Moves the elements of x on by one along an axis; `first` enters, the last is dropped.
+
+    A rotation, so that where the axis is split over devices only its ends are sent.
+    """
+    shape = [1] * x.ndim
+    shape[axis] = -1
+    is_first = jnp.arange(x.shape[axis]).reshape(shape) == 0
+    return jnp.where(is_first, first, jnp.roll(x, 1, axis))
+
+
 def tied_logits(h: jax.Array, table: nnx.Param, init: str) -> jax.Array:
     """Logits of the byte values from the embedding of them (equation 6).
 
@@ -108,6 +134,6 @@ def tied_logits(h: jax.Array, table: nnx.Param, init: str) -> jax.Array:
     Returns:
         float32 [..., V].
     """
-    head = table[...].astype(h.dtype)
+    head = constrain(table[...].astype(h.dtype), None, None)
     logits = jnp.einsum("...d,vd->...v", h, head, preferred_element_type=jnp.float32)
     return logits / (STREAM_SCALE * math.sqrt(h.shape[-1])) if init == "scaled" else logits

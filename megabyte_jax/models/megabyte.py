@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,10 @@ from flax import nnx
 
 from megabyte_jax.models.attention import KV, rope
 from megabyte_jax.models.config import VOCAB_SIZE, MegabyteConfig
-from megabyte_jax.models.layers import LayerMaker, tied_logits
+from megabyte_jax.models.layers import LayerMaker, cross_entropy, embed, tied_logits
 from megabyte_jax.models.patch_embedder import PatchEmbedder
-from megabyte_jax.models.transformer import Cache, Step, Transformer, init_cache
+from megabyte_jax.models.transformer import Before, Cache, Step, Transformer, init_cache
+from megabyte_jax.sharding import constrain
 
 
 class MegabyteCache(NamedTuple):
@@ -59,24 +60,67 @@ class Megabyte(nnx.Module):
             float32 [B, T, V] logits; those at t depend on the bytes before t alone.
         """
         global_key, local_key = (None, None) if key is None else jax.random.split(key)
-        h = self.patch_embedder(x)  # [B, K, P * D_G]
-        h = self.global_model(h[:, None], global_key)
-        h = self.local_model(self._local_inputs(h, x), local_key)  # [B, K, P, D_L]
+        h, patches = self._global(x, global_key), self._patches(x)
+        h = self.local_model(self._local_inputs(h, patches), local_key)  # [B, K, P, D_L]
         return tied_logits(h, self.byte_embedding, self.config.init).reshape(*x.shape, VOCAB_SIZE)
 
-    def _local_inputs(self, h: jax.Array, x: jax.Array) -> jax.Array:
+    def nll(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """Negative log-likelihood of every byte given the bytes before it.
+
+        The local model and the loss take `group_size` patches at a time and keep nothing of them
+        for the backward pass, which computes them again. Cross-patch attention sees the group
+        before through the keys and values of its last r bytes, which every layer hands on, so the
+        result is that of all patches at once.
+
+        Args:
+            x: uint8 [B, T] bytes; T a multiple of P and at most seq_len.
+            key: randomness of the dropout; None turns dropout off.
+
+        Returns:
+            float32 [B, T] in nats.
+        """
+        (B, T), G = x.shape, self.config.group_size
+        patches = self._patches(x)
+        K = patches.shape[1]
+        if not G or K <= G or K % G:  # x is shorter than what the groups are for
+            return cross_entropy(self(x, key), x)
+        global_key, local_key = (None, None) if key is None else jax.random.split(key)
+        h = self._global(x, global_key)
+
+        def group(before: Before, part: Any) -> tuple[Before, jax.Array]:
+            h, patches, key = part
+            h, patches = (constrain(a, "batch", "patch", None) for a in (h, patches))
+            inputs = self._local_inputs(h, patches)
+            y, before = self.local_model.follow(inputs, before, key)
+            logits = tied_logits(y, self.byte_embedding, self.config.init)
+            return before, constrain(cross_entropy(logits, patches), "batch", "patch", None)
+
+        group = jax.checkpoint(group, prevent_cse=False)
+        keys = None if local_key is None else jax.random.split(local_key, K // G)
+        parts = _deal(h, G), _deal(patches, G), keys
+        _, losses = jax.lax.scan(group, self.local_model.nothing_before(B), parts)
+        return _collect(losses).reshape(B, T)
+
+    def _global(self, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """uint8 [B, T] -> [B, K, P * D_G], what the global model tells each patch."""
+        return self.global_model(self.patch_embedder(x)[:, None], key)[:, 0]
+
+    def _patches(self, x: jax.Array) -> jax.Array:
+        """uint8 [B, T] -> [B, K, P]."""
+        return x.reshape(x.shape[0], -1, self.config.patch_size)
+
+    def _local_inputs(self, h: jax.Array, patches: jax.Array) -> jax.Array:
         """Adds to the global model's output the byte before, in a patch, or the pad (equation 4).
 
-        [B, 1, K, P * D_G] and uint8 [B, T] -> [B, K, P, D_L].
+        [B, K, P * D_G] and uint8 [B, K, P] -> [B, K, P, D_L].
         """
-        patches = x.reshape(x.shape[0], -1, self.config.patch_size)
-        before = self.byte_embedding[patches[..., :-1]]
+        before = embed(self.byte_embedding, patches[..., :-1])
         pad = jnp.broadcast_to(self.pad[...], (*patches.shape[:2], 1, before.shape[-1]))
         before = jnp.concatenate([pad, before], axis=2)
         if self.config.local_positions:
             before = before + self.position_embedding[None, None]
         h = self.global_to_local(h.reshape(*patches.shape, -1))
-        return h + before.astype(self.config.dtype)
+        return constrain(h + before.astype(self.config.dtype), "batch", "patch", None, None)
 
     @staticmethod
     def init_cache(config: MegabyteConfig, batch_size: int) -> MegabyteCache:
@@ -101,7 +145,8 @@ class Megabyte(nnx.Module):
         """
         config, P, r = self.config, self.config.patch_size, self.config.previous
         h, global_kept = self.global_model.prefill(self.patch_embedder(x)[:, None])
-        _, local_kept = self.local_model.prefill(self._local_inputs(h, x))
+        inputs = self._local_inputs(h[:, 0], self._patches(x))
+        _, local_kept = self.local_model.prefill(inputs)
         last = jnp.maximum(num_patches - 1, 0)
         rows = jnp.arange(x.shape[0])
         missing = (config.seq_len - x.shape[1]) // P
@@ -174,6 +219,22 @@ class Megabyte(nnx.Module):
         h, local_cache = self.local_model.step(h, cache.local_model, at)
         logits = tied_logits(h, self.byte_embedding, config.init)
         return logits, cache._replace(local_model=local_cache)
+
+
+def _deal(x: jax.Array, G: int) -> jax.Array:
+    """Cuts patches into groups: [B, K, ...] -> [K / G, B, G, ...].
+
+    On a mesh whole groups lie on a device; now each lies on all, which so work at the same time.
+    """
+    x = x.reshape(x.shape[0], -1, G, *x.shape[2:])
+    rest = [None] * (x.ndim - 3)
+    x = constrain(x, "batch", "patch", None, *rest)
+    return jnp.moveaxis(constrain(x, "batch", None, "patch", *rest), 1, 0)
+
+
+def _collect(x: jax.Array) -> jax.Array:
+    """Undoes `_deal`: [K / G, B, G, P] -> [B, K / G, G, P]."""
+    return constrain(jnp.moveaxis(x, 0, 1), "batch", "patch", None, None)
 
 
 def _slots(kept: jax.Array, *, before: int = 0, after: int = 0) -> jax.Array:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from megabyte_jax.models.config import VOCAB_SIZE, MegabyteConfig
-from megabyte_jax.models.layers import LayerMaker
+from megabyte_jax.models.layers import LayerMaker, embed, shift
+from megabyte_jax.sharding import constrain
 
 
 class CausalConvolution(nnx.Module):
@@ -22,11 +23,11 @@ class CausalConvolution(nnx.Module):
         self.kernel = kernel
         self.mix = make.linear(kernel * dim, dim, bias=True)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D_G] -> [B, T, D_G]."""
-        T = x.shape[1]
-        past = jnp.pad(x, ((0, 0), (self.kernel - 1, 0), (0, 0)))
-        taps = [past[:, i : i + T] for i in range(self.kernel)]
+    def __call__(self, x: jax.Array, past: jax.Array) -> jax.Array:
+        """[..., T, D_G], and the kernel - 1 bytes before it -> [..., T, D_G]."""
+        T = x.shape[-2]
+        seen = jnp.concatenate([past, x], axis=-2)
+        taps = [seen[..., i : i + T, :] for i in range(self.kernel)]
         return x + jax.nn.relu(self.mix(jnp.concatenate(taps, axis=-1)))
 
 
@@ -52,12 +53,14 @@ class PatchEmbedder(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """uint8 [B, T] -> [B, K, P * D_G]."""
         config, (B, T) = self.config, x.shape
-        h = self._embed(x, jnp.arange(T)[None])
+        h = self._embed(x)
+        h = h.reshape(B, T // config.patch_size, config.patch_size, -1)  # [B, K, P, D_G]
+        h = constrain(h, "batch", "patch", None, None)
         for convolution in self.convolutions:
-            h = convolution(h)
-        h = h.reshape(B, T // config.patch_size, -1)  # [B, K, P * D_G]
-        pad = jnp.broadcast_to(self.pad[...].astype(h.dtype), (B, 1, h.shape[-1]))
-        return jnp.concatenate([pad, h[:, :-1]], axis=1)
+            h = convolution(h, _past(h, convolution.kernel - 1))
+        h = h.reshape(*h.shape[:2], -1)  # [B, K, P * D_G]
+        h = shift(h, self.pad[...].astype(h.dtype)[None, None], axis=1)
+        return constrain(h, "batch", "patch", None)
 
     def step(self, x: jax.Array, k: jax.Array) -> jax.Array:
         """Makes slot k of the result alone, for each sequence its own.
@@ -74,16 +77,29 @@ class PatchEmbedder(nnx.Module):
         positions = k[:, None] * P - reach + jnp.arange(reach)[None]
         exists = (positions >= 0)[..., None]
         positions = jnp.maximum(positions, 0)
-        h = self._embed(jnp.take_along_axis(x, positions, axis=1), positions)  # [B, reach, D_G]
+        # [B, reach, D_G]
+        h = self._embed(jnp.take_along_axis(x, positions, axis=1), positions)
         for convolution in self.convolutions:
             # Before the sequence every convolution sees zeros, whatever the one before it adds.
-            h = convolution(jnp.where(exists, h, 0))
+            h = jnp.where(exists, h, 0)
+            past = jnp.zeros((h.shape[0], convolution.kernel - 1, h.shape[2]), h.dtype)
+            h = convolution(h, past)
         h = h[:, reach - P :].reshape(x.shape[0], -1)
         return jnp.where((k > 0)[:, None], h, self.pad[...].astype(h.dtype)[None])
 
-    def _embed(self, x: jax.Array, positions: jax.Array) -> jax.Array:
-        """uint8 [B, T] at int [B or 1, T] -> [B, T, D_G]."""
-        h = self.byte_embedding[x]
+    def _embed(self, x: jax.Array, positions: jax.Array | None = None) -> jax.Array:
+        """uint8 [B, T] at int [B, T], or from the first position on -> [B, T, D_G]."""
+        h = embed(self.byte_embedding, x)
         if self.config.byte_positions:
-            h = h + self.position_embedding[positions]
+            table = constrain(self.position_embedding[...], "patch", None)
+            h = h + (table[None, : x.shape[1]] if positions is None else table[positions])
         return h.astype(self.config.dtype)
+
+
+def _past(x: jax.Array, size: int) -> jax.Array:
+    """The bytes before each patch: [B, K, P, D] -> [B, K, size, D], zero before the first."""
+    before = x[:, :, :0]
+    while before.shape[2] < size:  # patch after patch, of which a wide kernel sees several
+        x = shift(x, 0, axis=1)
+        before = jnp.concatenate([x, before], axis=2)
+    return before[:, :, before.shape[2] - size :]

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from megabyte_jax.models.attention import KV, attend_cached, attention, rope, with_previous
+from megabyte_jax.models.attention import (
+    KV,
+    attend_cached,
+    attention,
+    group_axes,
+    rope,
+    with_previous,
+)
 from megabyte_jax.models.config import TransformerConfig
 from megabyte_jax.models.layers import LayerMaker
+from megabyte_jax.sharding import constrain, gathered
 
 Cache = tuple[KV, ...]  # of each layer
 
@@ -42,6 +51,32 @@ class Step(NamedTuple):
     seen: jax.Array
 
 
+class Before(NamedTuple):
+    """The end of the groups that come before others, in each layer, for those to follow on.
+
+    Attributes:
+        k: [L, B, r, N, d] keys of the last r positions, not rotated.
+        v: [L, B, r, N, d] their values.
+        exists: bool [], whether there are groups before.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    exists: jax.Array
+
+
+class Kept(NamedTuple):
+    """Keys and values of a layer, of which a caller asks for what it needs.
+
+    Attributes:
+        all: of every position [B, G, T, N, d], the keys rotated by the position in their group.
+        last: of the last r positions of the last group [B, r, N, d], the keys not rotated.
+    """
+
+    all: tuple[jax.Array, jax.Array]
+    last: tuple[jax.Array, jax.Array]
+
+
 class Attention(nnx.Module):
     """Multi-head causal self-attention inside groups, see `attention.attention`."""
 
@@ -70,16 +105,33 @@ class Attention(nnx.Module):
         return q, k, v
 
     def __call__(
-        self, x: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """[B, G, T, D] -> the same, and keys and values [B, G, T, N, d]; `key` drops weights."""
-        config, r, T = self.config, self.previous, x.shape[2]
+        self, x: jax.Array, key: jax.Array | None, before: Before | None
+    ) -> tuple[jax.Array, Kept]:
+        """[B, G, T, D] -> the same, and what is kept of it; `key` drops weights."""
+        config, r, (G, T) = self.config, self.previous, x.shape[1:3]
         q, k, v = self._project(x)
-        k, v = with_previous(k, r), with_previous(v, r)
+        q = constrain(q, *group_axes(G), "heads", None)
+        last = k[:, -1, T - r :], v[:, -1, T - r :]
+        if before:
+            k, v = with_previous(k, r, before.k), with_previous(v, r, before.v)
+        else:
+            k, v = with_previous(k, r), with_previous(v, r)
         if config.rope:
             q, k = rope(q, jnp.arange(T)), rope(k, jnp.arange(-r, T))
-        y = attention(q, k, v, banded=self.banded, dropout=config.dropout, key=key)
-        return self.out(y.reshape(*x.shape[:-1], -1)), (k[:, :, r:], v[:, :, r:])
+        # One group, whose positions are split, is attended to whole: the global model's gather.
+        across = group_axes(G) if G > 1 else ("batch", None, None)
+        k, v = (constrain(part, *across, "heads", None) for part in (k, v))
+        y = attention(
+            q,
+            k,
+            v,
+            banded=self.banded,
+            dropout=config.dropout,
+            key=key,
+            first_exists=before.exists if before else None,
+        )
+        y = constrain(y, *group_axes(G), "heads", None)
+        return self.out(y.reshape(*x.shape[:-1], -1)), Kept((k[:, :, r:], v[:, :, r:]), last)
 
     def step(self, x: jax.Array, cache: KV, at: Step) -> tuple[jax.Array, KV]:
         """[B, D] -> [B, D], and the cache with the keys and values of x."""
@@ -104,7 +156,7 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., D] -> [..., D]."""
-        h = self.up(x)
+        h = self._split_hidden(self.up(x))
         match self.activation:
             case "relu":
                 h = jax.nn.relu(h)
@@ -113,8 +165,12 @@ class FeedForward(nnx.Module):
             case "gelu":
                 h = jax.nn.gelu(h)
             case "swiglu":
-                h = jax.nn.silu(self.gate(x)) * h
+                h = jax.nn.silu(self._split_hidden(self.gate(x))) * h
         return self.down(h)
+
+    def _split_hidden(self, h: jax.Array) -> jax.Array:
+        """[B, G, T, hidden] as it is; of a decoding step, which has no groups, nothing is said."""
+        return constrain(h, *group_axes(h.shape[1]), "mlp") if h.ndim == 4 else h
 
 
 class Block(nnx.Module):
@@ -131,12 +187,12 @@ class Block(nnx.Module):
         self.mlp = FeedForward(config, make)
 
     def __call__(
-        self, x: jax.Array, key: jax.Array | None
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self, x: jax.Array, key: jax.Array | None, before: Before | None
+    ) -> tuple[jax.Array, Kept]:
         """[B, G, T, D] -> the same, and keys and values; `key` is the randomness of the dropout."""
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         weights_key, attention_key, mlp_key = keys
-        y, kept = self.attention(self.attention_norm(x), weights_key)
+        y, kept = self.attention(self.attention_norm(x), weights_key, before)
         x = x + dropped(y, self.dropout, attention_key)
         return x + dropped(self.mlp(self.mlp_norm(x)), self.dropout, mlp_key), kept
 
@@ -169,8 +225,9 @@ class Transformer(nnx.Module):
         def block(key: jax.Array) -> Block:
             return Block(config, previous, banded, dataclasses.replace(make, rngs=nnx.Rngs(key)))
 
-        self.config = config
+        self.config, self.dtype = config, make.dtype
         keys = jax.random.split(make.rngs(), config.num_layers)
+        self.previous = previous
         self.blocks: Any = jax.vmap(block)(keys) if make.stacked else nnx.List(map(block, keys))
         self.norm = make.norm(config)
 
@@ -184,7 +241,30 @@ class Transformer(nnx.Module):
         Returns:
             [B, G, T, D].
         """
-        return self._run(x, key, keep=False)[0]
+        return self._run(x, key)[0]
+
+    def follow(
+        self, x: jax.Array, before: Before, key: jax.Array | None = None
+    ) -> tuple[jax.Array, Before]:
+        """Runs the stack on groups that follow others, which need not be at hand.
+
+        Args:
+            x: [B, G, T, D].
+            before: the end of the groups before.
+            key: randomness of the dropout; None turns dropout off.
+
+        Returns:
+            [B, G, T, D], and the end of these groups.
+        """
+        y, (k, v) = self._run(x, key, lambda kept: kept.last, before)
+        return y, Before(k, v, exists=jnp.bool_(True))
+
+    def nothing_before(self, batch_size: int) -> Before:
+        """What the first groups of B sequences follow."""
+        config, r = self.config, self.previous
+        shape = config.num_layers, batch_size, r, config.kv_heads, config.head_width
+        nothing = jnp.zeros(shape, self.dtype)
+        return Before(nothing, nothing, jnp.bool_(False))
 
     def prefill(self, x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Runs the stack and keeps keys and values.
@@ -196,13 +276,21 @@ class Transformer(nnx.Module):
             [B, G, T, D], and keys and values [L, B, G, T, N, d], the keys rotated by the position
             in their own group.
         """
-        return self._run(x, None, keep=True)
+        return self._run(x, None, lambda kept: kept.all)
 
-    def _run(self, x: jax.Array, key: jax.Array | None, *, keep: bool) -> tuple[jax.Array, Any]:
-        def apply(x: jax.Array, layer: tuple[Block, jax.Array | None]) -> tuple[jax.Array, Any]:
-            block, key = layer
-            x, kept = block(x, key)
-            return x, kept if keep else None
+    def _run(
+        self,
+        x: jax.Array,
+        key: jax.Array | None,
+        keep: Callable[[Kept], Any] = lambda kept: None,
+        before: Before | None = None,
+    ) -> tuple[jax.Array, Any]:
+        def apply(x: jax.Array, layer: tuple[Block, Any, Any]) -> tuple[jax.Array, Any]:
+            block, key, end = layer
+            x = constrain(x, *group_axes(x.shape[1]), None)
+            of_layer = before and Before(end[0], end[1], before.exists)
+            x, kept = gathered(block, self.dtype)(x, key, of_layer)
+            return constrain(x, *group_axes(x.shape[1]), None), keep(kept)
 
         if self.config.remat != "none":
             policy = _REMAT_POLICIES[self.config.remat]
@@ -210,7 +298,8 @@ class Transformer(nnx.Module):
         L = self.config.num_layers
         keys = None if key is None else jax.random.split(key, L)
         unroll = min(self.config.scan_unroll, L)
-        x, kept = jax.lax.scan(apply, x, (self.blocks, keys), unroll=unroll)
+        layers = self.blocks, keys, before and (before.k, before.v)
+        x, kept = jax.lax.scan(apply, x, layers, unroll=unroll)
         return self.norm(x), kept
 
     def step(self, x: jax.Array, cache: Cache, at: Step) -> tuple[jax.Array, Cache]:

@@ -5,6 +5,7 @@ import os
 import jax
 import pytest
 
+from configs import million
 from megabyte_jax import run_config
 from megabyte_jax.models import functional
 from megabyte_jax.models.config import ByteTransformerConfig
@@ -21,6 +22,7 @@ ALL += [
     for name in ("text", "imagenet", "audio")
     for size in importlib.import_module(f"configs.paper.{name}").SIZES
 ]
+ALL += [("configs.million", size) for size in million.SIZES]
 ALL += [("configs.transformer", size) for size in ("small_window", *PAPER_BASELINES)]
 
 

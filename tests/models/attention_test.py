@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from megabyte_jax import sharding
 from megabyte_jax.models import attention as module
 from megabyte_jax.models.attention import attention, rope, with_previous
 
@@ -166,3 +167,20 @@ def test_only_a_program_for_a_tpu_holds_the_kernel(monkeypatch):
     for platform, there in (("cpu", False), ("tpu", True)):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         assert ("tpu_custom_call" in text) == there
+
+
+def test_the_kernel_for_tpus_is_split_over_a_mesh():
+    rng = np.random.default_rng(0)
+    q, k, v, weights = (
+        rng.normal(size=(2, 1, 256, heads, 64)).astype("f4") for heads in (4, 2, 2, 4)
+    )
+    kernel = functools.partial(module._flash, interpret=True)
+    reference = jax.vjp(attention, q, k, v)
+    sizes = {"data": 2, "fsdp": 1, "sequence": 2, "tensor": 2}
+    with jax.set_mesh(sharding.make_mesh(sizes, jax.devices())):
+        made, grads = jax.jit(
+            lambda *x: (lambda y, back: (y, back(weights)))(*jax.vjp(kernel, *x))
+        )(q, k, v)
+    np.testing.assert_allclose(made, reference[0], atol=1e-5)
+    for a, b in zip(grads, reference[1](weights), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)

@@ -52,7 +52,9 @@ def test_a_convolution_looks_back_its_width_and_never_ahead(kernel):
     layer = CausalConvolution(D, kernel, LayerMaker("scaled", "float32", nnx.Rngs(0)))
     x = np.random.default_rng(0).normal(size=(1, 12, D)).astype(np.float32)
     layer.mix.bias[...] += 10.0  # keeps every unit awake
-    jacobian = np.abs(jax.jacobian(layer)(x)[0, :, :, 0]).sum((1, 3))  # [to, from]
+    jacobian = np.abs(jax.jacobian(layer)(x, np.zeros((1, kernel - 1, D)))[0, :, :, 0]).sum(
+        (1, 3)
+    )  # [to, from]
     distance = np.subtract.outer(np.arange(12), np.arange(12))
     np.testing.assert_array_equal(jacobian > 0, (distance >= 0) & (distance < kernel))
 
