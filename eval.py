@@ -32,14 +32,19 @@ STRIDE = flags.DEFINE_integer(
 OUTPUT = flags.DEFINE_string(
     "output", None, "The JSON file; by default one in DIR/eval/. The plot lies beside it, as .png."
 )
+PROCESSES = cli.define_processes()
 
 
 def main() -> None:
     """Evaluates, prints a table, writes JSON and a plot."""
     # Here and not above, so that --help does not wait for JAX.
-    from megabyte_jax import evaluation, plots, run_config, text, trained
+    import jax
+
+    from megabyte_jax import distributed, evaluation, plots, run_config, sharding, text, trained
     from megabyte_jax.data import datasets
 
+    distributed.start(*(flag.value for flag in PROCESSES))
+    mesh = sharding.make_mesh({**dict.fromkeys(sharding.AXES, 1), "fsdp": -1}, jax.devices())
     config = run_config.load(WORKDIR.value)
     strategy, stride = STRATEGY.value, STRIDE.value
     model_config = run_config.validate(config)
@@ -56,7 +61,7 @@ def main() -> None:
         # Not the name of a split, whatever the data are called.
         split, name = "all", "data-" + re.sub(r"\W+", "_", DATA.value).strip("_")
     documents.verify()
-    model = trained.load(WORKDIR.value)
+    model = trained.load(WORKDIR.value, mesh=mesh)
     output = OUTPUT.value
     if output is None:
         output = str(Path(WORKDIR.value) / "eval" / f"{name}-{strategy}.json")
@@ -67,14 +72,17 @@ def main() -> None:
     cli.require_writable("--output", plot)
 
     print(f"compiling, then evaluating {documents.num_bytes:,} bytes ...", flush=True)
-    result = evaluation.evaluate(
-        model.config,
-        model.params,
-        documents,
-        config.eval.batch_size,
-        strategy=strategy,
-        stride=stride,
-    )
+    with jax.set_mesh(mesh):
+        result = evaluation.evaluate(
+            model.config,
+            model.params,
+            documents,
+            config.eval.batch_size,
+            strategy=strategy,
+            stride=stride,
+        )
+    if not distributed.is_primary():
+        return
     report = evaluation.report(
         result,
         words=text.count_words(documents) if config.data.modality == "bytes" else 0,

@@ -22,11 +22,7 @@ if TYPE_CHECKING:  # so that --help does not wait for JAX
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of all the run makes.", required=True)
-COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0; nothing for what JAX detects, or one process."
-)
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", -1, "Processes of the run, with the above.")
-PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this one, from 0, with the above.")
+PROCESSES = cli.define_processes()
 flags.mark_flag_as_required("config")
 
 
@@ -64,10 +60,11 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[Any] | None = None
         like = abstract_state(model, optimizer, mesh, offload=config.optimizer.offload)
         documents, valid = datasets.open_splits(config.data, ("train", "valid"), model.patch_size)
         sampler = datasets.train_windows(config, documents, model.seq_len)
-        splits = {"train": documents, "valid": valid}
+    splits = {"train": documents, "valid": valid}
+    distributed.agree("data", {name: split.fingerprint for name, split in splits.items()})
+    with distributed.together():
         directory = run_config.open_workdir(workdir, config, splits)
     distributed.require_shared(directory)
-    distributed.agree("data", {name: split.fingerprint for name, split in splits.items()})
     rate = flops.matmul_rate(model.dtype) * mesh.size
 
     intervals = [part.interval for part in (config.eval, config.sample, config.checkpoint)]
@@ -85,7 +82,8 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[Any] | None = None
         manager = stack.enter_context(checkpoint.open_manager(directory, config.checkpoint))
         state = checkpoint.restore_state(manager, like)
         if state is None:
-            print("compiling the initial state ...", file=sys.stderr)
+            if distributed.is_primary():
+                print("compiling the initial state ...", file=sys.stderr)
             state = init_state(model, optimizer, config.seed, like)
         start = int(state.step)
         reporter = stack.enter_context(
@@ -155,7 +153,7 @@ def main() -> None:
     """Trains as the flags say."""
     from megabyte_jax import distributed
 
-    distributed.start(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    distributed.start(*(flag.value for flag in PROCESSES))
     train(CONFIG.value, WORKDIR.value)
 
 

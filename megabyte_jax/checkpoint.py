@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from megabyte_jax import distributed
 from megabyte_jax.errors import CheckpointError, UserError
 from megabyte_jax.training import TrainState
 
@@ -65,9 +66,11 @@ def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainStat
     if not manager.all_steps():
         return None
     step, items = _restore_newest(manager, {"params": like.params, "opt_state": like.opt_state})
-    for newer in [saved for saved in manager.all_steps() if saved > step]:
-        folder = Path(manager.directory)
-        (folder / str(newer)).rename(folder / f"{newer}.damaged.{time.time_ns()}")
+    damaged = [saved for saved in manager.all_steps() if saved > step]
+    with distributed.together():
+        for newer in damaged if distributed.is_primary() else ():
+            folder = Path(manager.directory)
+            (folder / str(newer)).rename(folder / f"{newer}.damaged.{time.time_ns()}")
     manager.reload()
     count = jax.device_put(np.int32(step), like.step.sharding)
     return TrainState(count, items["params"], items["opt_state"])
@@ -109,17 +112,20 @@ def _restore_newest(
     args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in target.items()})
     steps = [only] if only is not None else sorted(manager.all_steps(), reverse=True)
     for step in steps:
+        items = None
         try:
             with _no_traceback_of_reads_given_up():
                 restored = manager.restore(step, args=args)
+            items = {name: restored[name] for name in like}
         # Orbax raises many types, the bare Exception among them, on a damaged checkpoint.
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             print(f"checkpoint {step} cannot be read: {reason}", file=sys.stderr)
-        else:
-            if step != steps[0]:
-                print(f"checkpoint {step} is used instead", file=sys.stderr)
-            return step, {name: restored[name] for name in like}
+        if distributed.anywhere(items is None) or items is None:  # then no process uses it
+            continue
+        if step != steps[0] and distributed.is_primary():
+            print(f"checkpoint {step} is used instead", file=sys.stderr)
+        return step, items
     raise CheckpointError(f"{manager.directory}: none of the checkpoints {steps} can be read")
 
 

@@ -9,11 +9,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 
-from megabyte_jax.errors import RunError, UserError
+from megabyte_jax.errors import PeerError, RunError, UserError
 
 
 def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoReturn:
@@ -36,6 +36,9 @@ def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoRet
             if len(argv) > 1 + len(arguments):
                 raise UserError(f"{argv[1]!r}: accepted are only flags, as --help lists them")
             return main(*argv[1:])
+        except PeerError as error:
+            print(_line(error), file=sys.stderr, flush=True)
+            os._exit(error.exit_status)  # at exit JAX would wait for the peer that is lost
         except RunError as error:
             _fail(error, error.exit_status)
         except MemoryError as error:
@@ -48,6 +51,18 @@ def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoRet
             return 0
 
     app.run(guarded, flags_parser=_parse)
+
+
+def define_processes() -> tuple[flags.FlagHolder[Any], ...]:
+    """Defines the flags that say which process of a run this is, as `distributed.start` takes them.
+
+    Without them JAX detects what it can, or the process is alone.
+    """
+    return (
+        flags.DEFINE_string("coordinator", "", "HOST:PORT at which process 0 listens."),
+        flags.DEFINE_integer("num_processes", -1, "Processes of the run, on all hosts."),
+        flags.DEFINE_integer("process_id", -1, "Number of this process, from 0."),
+    )
 
 
 def require_writable(option: str, path: str | Path) -> None:
@@ -133,6 +148,9 @@ def _unknown_key(argv: Sequence[str], error: Exception) -> str:
 
 
 def _fail(error: object, exit_status: int = 2) -> NoReturn:
-    text = " ".join(str(error).split())
-    print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr)
+    print(_line(error), file=sys.stderr)
     sys.exit(exit_status)
+
+
+def _line(error: object) -> str:
+    return f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}"

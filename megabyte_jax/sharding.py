@@ -212,6 +212,13 @@ def shardings(mesh: Mesh, tree: Any) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def placed(shapes: Any, places: Any) -> Any:
+    """Shapes and types with the places that `shardings` gives, as jax.ShapeDtypeStruct."""
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """How uint8 [B, T] bytes lie: the rows split, and the patches of each."""
     axes = [RULES[name] for name in ("batch", "patch")]

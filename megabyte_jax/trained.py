@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from megabyte_jax import checkpoint, evaluation, generation, run_config
+from megabyte_jax import checkpoint, evaluation, generation, run_config, sharding
 from megabyte_jax.data.corpus import Corpus, Document
 from megabyte_jax.errors import UserError
 from megabyte_jax.models import functional
@@ -174,12 +175,14 @@ class TrainedModel:
         return (bytes([byte]) for part in parts for byte in part.data)
 
 
-def load(workdir: str | Path, step: int | None = None) -> TrainedModel:
+def load(workdir: str | Path, step: int | None = None, mesh: Mesh | None = None) -> TrainedModel:
     """Loads the model of a run.
 
     Args:
         workdir: its work directory; nothing else is needed.
         step: which checkpoint; None for the newest that can be read.
+        mesh: over which its parameters are spread, whatever they were trained on; None for the
+            first device.
 
     Raises:
         UserError: there is no such run or checkpoint.
@@ -187,5 +190,7 @@ def load(workdir: str | Path, step: int | None = None) -> TrainedModel:
     """
     config = run_config.validate(run_config.load(workdir))
     like = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
+    if mesh:
+        like = sharding.placed(like, sharding.shardings(mesh, like))
     found, params = checkpoint.restore_params(Path(workdir), like, step)
     return TrainedModel(config, params, found)

@@ -56,9 +56,7 @@ def abstract_state(
     places = sharding.shardings(mesh, shapes)
     if offload:
         places = places._replace(opt_state=sharding.on_host(mesh, places.opt_state))
-    return jax.tree.map(
-        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
-    )
+    return sharding.placed(shapes, places)
 
 
 def init_state(

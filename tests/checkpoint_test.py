@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from megabyte_jax import checkpoint
+from megabyte_jax import checkpoint, sharding, training
 from megabyte_jax.errors import CheckpointError, UserError
 from megabyte_jax.models import functional
+from megabyte_jax.optimizer import make_optimizer
 from megabyte_jax.training import TrainState
 from tests import runs
 
@@ -78,3 +79,34 @@ def test_the_newest_checkpoints_are_kept_and_some_for_good(tmp_path):
             array = {"a": jax.numpy.full(3, step)}
             checkpoint.save(manager, TrainState(np.int32(step), array, array))
     assert runs.saved_steps(tmp_path) == [4, 6]
+
+
+MESHES = [(1, 1, 1, 1), (2, 1, 1, 1), (1, 2, 1, 2), (2, 2, 1, 2), (1, 1, 8, 1), (1, 8, 1, 1)]
+
+
+@pytest.mark.parametrize("written", [(1, 1, 1, 1), (1, 4, 1, 2)], ids=str)
+def test_a_checkpoint_of_one_mesh_is_restored_on_every_other(written, tmp_path):
+    config = runs.tiny_config("stdlib")
+    model, optimizer = runs.tiny_model(), make_optimizer(config.optimizer, lambda step: 0.01)
+
+    def like(shape):
+        sizes = dict(zip(sharding.AXES, shape, strict=True))
+        mesh = sharding.make_mesh(sizes, jax.devices()[: np.prod(shape)])
+        return training.abstract_state(model, optimizer, mesh)
+
+    state = training.init_state(model, optimizer, 0)._replace(step=np.int32(7))
+    # As it would be after updates: no moment is zero.
+    noise = np.random.default_rng(0)
+    state = jax.tree.map(lambda x: noise.normal(size=x.shape).astype(x.dtype), state)
+    state = state._replace(step=np.int32(7))
+    placed = jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), state, like(written))
+    with checkpoint.open_manager(tmp_path, config.checkpoint) as manager:
+        checkpoint.save(manager, placed)
+    for shape in MESHES:
+        target = like(shape)
+        with checkpoint.open_manager(tmp_path, config.checkpoint) as manager:
+            restored = checkpoint.restore_state(manager, target)
+        jax.tree.map(np.testing.assert_array_equal, restored, state)
+        assert jax.tree.map(lambda x: x.sharding, restored) == jax.tree.map(
+            lambda x: x.sharding, target
+        )

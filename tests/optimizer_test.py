@@ -150,3 +150,26 @@ def test_muon_orthogonalises_the_matrices_of_the_blocks_and_leaves_the_rest_to_a
 def test_a_step_of_muon_is_about_as_large_as_one_of_adam():
     sizes = [np.sqrt(np.square(update).mean()) for update in first_updates(make_optimizer).values()]
     assert 0.1 < min(sizes) and max(sizes) < 1.6
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_are_kept_in_the_type_that_is_asked_for_and_steps_are_hardly_others(name):
+    model = runs.tiny_model(init="scaled")
+    params = functional.init_params(model, jax.random.key(0))
+    grads = jax.tree.map(lambda x: x / 10, functional.init_params(model, jax.random.key(1)))
+    moved = {}
+    for dtype in ("float32", "bfloat16"):
+        changes = {"optimizer.name": name, "optimizer.state_dtype": dtype}
+        optimizer = make_optimizer(settings(**changes)[0], lambda step: 0.01)
+        state, moved[dtype] = optimizer.init(params), params
+        update = jax.jit(optimizer.update)
+        for _ in range(3):
+            updates, state = update(grads, state, moved[dtype])
+            moved[dtype] = optax.apply_updates(moved[dtype], updates)
+        kept = {x.dtype for x in jax.tree.leaves(state) if x.ndim}
+        assert kept == {jax.numpy.dtype(dtype)}
+    start, one, other = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+        for tree in (params, *moved.values())
+    )
+    assert 0 < np.linalg.norm(one - other) < 0.03 * np.linalg.norm(one - start)

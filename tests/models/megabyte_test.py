@@ -1,3 +1,6 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -246,3 +249,42 @@ def test_dropout_leaves_predictions_blind_to_later_bytes():
     other[:, 5] ^= 101
     changed = np.any(run(config, params, x, key) != run(config, params, other, key), axis=(0, 2))
     assert not changed[:6].any() and changed[6:].any()
+
+
+@pytest.mark.parametrize("r, P, G", [(-1, 4, 2), (2, 4, 3), (0, 4, 1), (3, 3, 4), (-1, 2, 1)])
+def test_groups_of_patches_give_the_loss_and_gradient_of_all_at_once(r, P, G):
+    block = {"rope": r != 0, "num_layers": 3}
+    whole = tiny(patch_size=P, seq_len=12 * P, cross_patch=r, both=block)
+    groups = dataclasses.replace(whole, group_size=G)
+    params = random_params(whole)
+    x = random_bytes(2, whole.seq_len)
+    assert_same_gradients(whole, groups, params, x)
+    # A sequence that is no whole number of groups is taken at once.
+    short = [nll(config, params, x[:, : 7 * P]) for config in (whole, groups)]
+    np.testing.assert_allclose(*short, atol=1e-5)
+
+
+nll = jax.jit(functional.nll, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_and_gradient(config, params, x):
+    # Weights that differ, so that no two bytes can be confused.
+    weights = jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape) / x.size
+    losses, back = jax.vjp(lambda params: functional.nll(config, params, x), params)
+    return losses, back(weights)
+
+
+def assert_same_gradients(one, other, params, x):
+    first, second = (loss_and_gradient(config, params, x) for config in (one, other))
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(a).max(), 1))
+
+
+def test_parameters_are_kept_in_the_type_that_is_asked_for():
+    config = tiny(dtype="float32", param_dtype="bfloat16", init="scaled")
+    params = functional.init_params(config, jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("bfloat16")}
+    exact = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    x = random_bytes(1, config.seq_len)
+    np.testing.assert_allclose(run(config, params, x), run(config, exact, x), atol=1e-5)
