@@ -16,7 +16,7 @@ quickstart: $(READY)  ## train a small MEGABYTE on this machine, score it and le
 	$(RUN) generate.py --workdir='$(WORKDIR)' --prompt='def ' --num_bytes=400 --seed=0
 
 test: $(READY)  ## run the tests on the CPU
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --dist=worksteal
 
 lint: $(READY)  ## check format, style and types
 	$(RUN) -m ruff check
