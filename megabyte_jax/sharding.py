@@ -248,7 +248,7 @@ _HOST_MEMORY = "pinned_host"
 
 
 def on_host(mesh: Mesh, tree: Any) -> Any:
-    """The same shardings in the memory of the hosts, of all but scalars.
+    """The same shardings in the memory of the hosts.
 
     Raises:
         UserError: the devices of the mesh do not reach it.

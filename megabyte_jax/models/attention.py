@@ -98,13 +98,14 @@ def attention(
     Returns:
         [B, G, T, H, d] in the dtype of q.
     """
-    (G, T), S, d = q.shape[1:3], k.shape[2], q.shape[-1]
+    (B, G, T), S, d = q.shape[:3], k.shape[2], q.shape[-1]
     keep = 1.0 if key is None else 1.0 - dropout
     if T * S <= _MAX_SCORES or first_exists is not None:
         return _attend(q, k, v, jnp.arange(T), S - T, banded, key, keep, first_exists)
     in_blocks = functools.partial(_attend_in_blocks, banded=banded, key=key, keep=keep)
-    block = _FLASH_BLOCK * axis_size("sequence")
-    if G == 1 and T == S and keep == 1 and T % block == 0 and d in _FLASH_HEADS:
+    rows, block = axis_size("data") * axis_size("fsdp"), _FLASH_BLOCK * axis_size("sequence")
+    splits = B % rows == 0 and T % block == 0
+    if G == 1 and T == S and keep == 1 and splits and d in _FLASH_HEADS:
         # Decided when lowered, so that a program for a TPU can be compiled where there is none.
         return jax.lax.platform_dependent(q, k, v, tpu=_flash, default=in_blocks)
     return in_blocks(q, k, v)
