@@ -1,13 +1,21 @@
 """Evaluates a run: eval.py --workdir=DIR [--split=test] [--data=PATH] [--strategy=basic] ..."""
 
+from __future__ import annotations
+
 import json
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from megabyte_jax import cli
 from megabyte_jax.errors import UserError
+
+if TYPE_CHECKING:  # so that --help does not wait for JAX
+    from ml_collections import ConfigDict
+
+    from megabyte_jax.data.corpus import Corpus
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of a trained run.", required=True)
 SPLIT = flags.DEFINE_enum("split", "test", ["train", "valid", "test"], "Which part of its data.")
@@ -41,26 +49,15 @@ def main() -> None:
     import jax
 
     from megabyte_jax import distributed, evaluation, plots, run_config, sharding, text, trained
-    from megabyte_jax.data import datasets
 
     distributed.start(*(flag.value for flag in PROCESSES))
     mesh = sharding.make_mesh({**dict.fromkeys(sharding.AXES, 1), "fsdp": -1}, jax.devices())
-    config = run_config.load(WORKDIR.value)
     strategy, stride = STRATEGY.value, STRIDE.value
-    model_config = run_config.validate(config)
-    if MAX_BAD_RECORDS.value is not None:
-        config.data.max_bad_records = MAX_BAD_RECORDS.value
-    evaluation.check_strategy(model_config, strategy, stride)
-    if DATA.value is None:
-        split = name = SPLIT.value
-        (documents,) = datasets.open_splits(config.data, (split,), model_config.patch_size)
-    elif flags.FLAGS["split"].present:
-        raise UserError(f"--split={SPLIT.value}: accepted is this or --data, which has no splits")
-    else:
-        documents = datasets.open_all(DATA.value, config.data, model_config.patch_size, "--data")
-        # Not the name of a split, whatever the data are called.
-        split, name = "all", "data-" + re.sub(r"\W+", "_", DATA.value).strip("_")
-    documents.verify()
+    with distributed.together():
+        config = run_config.load(WORKDIR.value)
+        model_config = run_config.validate(config)
+        evaluation.check_strategy(model_config, strategy, stride)
+        documents, split, name = open_documents(config, model_config.patch_size)
     model = trained.load(WORKDIR.value, mesh=mesh)
     output = OUTPUT.value
     if output is None:
@@ -98,6 +95,25 @@ def main() -> None:
     print(f"plotted in {plot}")
     cli.write_file("--output", output, (json.dumps(report, indent=2) + "\n").encode())
     print(f"written to {output}")
+
+
+def open_documents(config: ConfigDict, patch_size: int) -> tuple[Corpus, str, str]:
+    """The documents that the flags name, which split they are, and the name of their report."""
+    from megabyte_jax.data import datasets
+
+    if MAX_BAD_RECORDS.value is not None:
+        config.data.max_bad_records = MAX_BAD_RECORDS.value
+    if DATA.value is None:
+        split = name = SPLIT.value
+        (documents,) = datasets.open_splits(config.data, (split,), patch_size)
+    elif flags.FLAGS["split"].present:
+        raise UserError(f"--split={SPLIT.value}: accepted is this or --data, which has no splits")
+    else:
+        documents = datasets.open_all(DATA.value, config.data, patch_size, "--data")
+        # Not the name of a split, whatever the data are called.
+        split, name = "all", "data-" + re.sub(r"\W+", "_", DATA.value).strip("_")
+    documents.verify()
+    return documents, split, name
 
 
 def shown(value: object) -> str:
