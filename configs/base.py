@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
     config.train.grad_accumulation = 1  # parts of a batch computed one after another
     config.train.num_bytes = 80_000_000_000  # budget in bytes; 0 if given in updates
     config.train.num_steps = 0  # budget in updates; 0 if given in bytes
+    config.train.skip = ()  # batches left out, as ((first, stop), ...); the update's number, from 0
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adamw"  # as in the paper; or muon
@@ -81,6 +82,22 @@ def get_config() -> ConfigDict:
     config.optimizer.state_dtype = "float32"  # of its moments; or bfloat16
     config.optimizer.offload = False  # keeps its state in the memory of the hosts
 
+    # What becomes of an update whose loss, gradients or state are not finite, or that is a spike.
+    config.guard = ConfigDict()
+    config.guard.policy = "abort"  # or skip_update, or rollback_skip: back, and skip its batches
+    config.guard.max_loss = 0.0  # bits per byte, above which it is a spike; 0 for none
+    config.guard.max_grad_norm = 0.0  # of the gradients before clipping, likewise
+    config.guard.rollback_window = 100  # batches skipped before and after it by rollback_skip
+    config.guard.max_skips = 10  # skips in a row, or rollbacks, after which the run ends
+    config.guard.replica_interval = 1000  # updates between comparisons of replicas; 0 for never
+
+    # After how long without progress a run is stopped, in seconds; 0 for never.
+    config.watchdog = ConfigDict()
+    config.watchdog.step_seconds = 600.0  # in an update
+    config.watchdog.data_seconds = 300.0  # waiting for a batch
+    config.watchdog.pause_seconds = 7200.0  # compiling, evaluating, sampling or saving
+    config.watchdog.peer_seconds = 60.0  # without a sign of life of another process
+
     # Intervals are in updates; 0 means never, except at the end of the run.
     config.log_interval = 10
     config.eval = ConfigDict()  # in training, on the validation split
@@ -94,6 +111,6 @@ def get_config() -> ConfigDict:
     config.sample.temperature = 1.0
     config.checkpoint = ConfigDict()
     config.checkpoint.interval = 1000
-    config.checkpoint.keep = 2  # newest ones
+    config.checkpoint.keep = 2  # newest ones, at least 2
     config.checkpoint.keep_interval = 0  # updates between the ones kept for good
     return config

@@ -1,6 +1,15 @@
 """The errors that a run reports in one line, each with an exit status of its own."""
 
 
+def shown(value: object) -> str:
+    """The repr of a value that a user gave, cut to what fits a line."""
+    try:
+        text = " ".join(repr(value).split("\n"))
+    except Exception as error:  # a config file may hold any object, or a number of 5,000 digits
+        return f"<{type(value).__name__}: {type(error).__name__}>"
+    return text if len(text) <= 200 else f"{text[:120]} ... {text[-40:]}"
+
+
 class RunError(Exception):
     """Something a run cannot go on with; entry points print it on stderr and exit.
 
@@ -39,8 +48,14 @@ class PlanError(RunError):
     exit_status = 4
 
 
+class StorageError(RunError):
+    """The work directory cannot hold what the run has to write."""
+
+    exit_status = 5
+
+
 class NonFiniteError(RunError):
-    """The loss or the gradients are not finite; the last checkpoint was saved before that."""
+    """An update or the state is not to be trusted; the checkpoints are from before that."""
 
     exit_status = 6
 
@@ -49,3 +64,9 @@ class PeerError(RunError):
     """Another process of the run cannot be reached."""
 
     exit_status = 7
+
+
+class LockedError(RunError):
+    """Another run has the work directory."""
+
+    exit_status = 9

@@ -2,121 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from megabyte_jax import distributed, sharding
-from megabyte_jax.data import images
+from megabyte_jax import distributed, flops, foreign, run_changes
+from megabyte_jax.config_keys import ADDED, KEYS
+from megabyte_jax.data import images, splits
 from megabyte_jax.data.corpus import Corpus
 from megabyte_jax.data.tfds_sets import is_tfds
-from megabyte_jax.errors import UserError
-from megabyte_jax.models.config import DTYPES, ModelConfig, from_mapping
+from megabyte_jax.errors import UserError, shown
+from megabyte_jax.models.config import ModelConfig, from_mapping
+from megabyte_jax.run_changes import flatten
 
-_Check = tuple[Callable[[Any], bool], str]
-
-
-_FLOAT32_MAX = 3.4e38
-
-
-def _number(low: float, high: float = _FLOAT32_MAX, *, open_low: bool = False) -> _Check:
-    """A number from `low` (or above it, if open) to below `high`."""
-
-    def ok(x: Any) -> bool:
-        is_number = isinstance(x, (int, float)) and not isinstance(x, bool)
-        return is_number and (low < x if open_low else low <= x) and x < high
-
-    return ok, f"a number {'above' if open_low else 'of at least'} {low:g} and below {high:g}"
-
-
-def _whole(low: int, bits: int = 31) -> _Check:
-    """A whole number from `low` to below 2 ** bits."""
-
-    def ok(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and low <= x < 2**bits
-
-    return ok, f"a whole number of at least {low} and below 2**{bits}"
-
-
-def _one_of(*choices: str) -> _Check:
-    return (lambda x: x in choices), "one of " + ", ".join(choices)
-
-
-def _is_text(x: Any) -> bool:
-    try:
-        return isinstance(x, str) and x.encode("utf-8", "surrogateescape") is not None
-    except UnicodeEncodeError:
-        return False
-
-
-_NAME: _Check = ((lambda x: _is_text(x) and x != ""), "a sub-folder or TFDS split")
-_STEPS = _whole(0)
-_BYTES = _whole(0, 53)
-_BOOL: _Check = ((lambda x: isinstance(x, bool)), "True or False")
-_AXIS: _Check = (
-    (lambda x: _whole(1)[0](x) or x == -1),
-    "a number of devices, or -1 for what the other axes leave",
-)
-
-# Every key outside `model`, which the model's own config checks.
-CHECKS: dict[str, _Check] = {
-    "seed": _whole(0, 32),
-    "data.source": (
-        (lambda x: _is_text(x) and x != ""),
-        "stdlib, tfds:NAME, or a file, directory or glob",
-    ),
-    "data.modality": _one_of("bytes", "image", "audio"),
-    "data.separator": (_is_text, "text"),
-    "data.max_bad_records": _whole(0),
-    "data.cache_dir": (_is_text, "a directory, or nothing for the default"),
-    "data.workers": _whole(0, 10),
-    "data.tfds.data_dir": (_is_text, "a directory, or nothing for the default"),
-    "data.tfds.feature": (_is_text, "the name of a feature, or nothing"),
-    "data.image.height": _whole(1, 13),
-    "data.image.width": _whole(1, 13),
-    "data.image.scan": _one_of("raster", "patch"),
-    "data.image.resize": _one_of(*images.RESIZE),
-    "data.audio.sample_rate": _whole(1),
-    "data.split.by": _one_of("document", "bytes", "name"),
-    "data.split.valid_size": _number(0),
-    "data.split.test_size": _number(0),
-    "data.split.train": _NAME,
-    "data.split.valid": _NAME,
-    "data.split.test": _NAME,
-    **{f"mesh.{axis}": _AXIS for axis in sharding.AXES},
-    "train.batch_size": _whole(1),
-    "train.grad_accumulation": _whole(1),
-    "train.num_bytes": _BYTES,
-    "train.num_steps": _STEPS,
-    "optimizer.name": _one_of("adamw", "muon"),
-    "optimizer.learning_rate": _number(0, open_low=True),
-    "optimizer.schedule": _one_of("linear", "cosine", "constant"),
-    "optimizer.end_fraction": _number(0, 1),
-    "optimizer.warmup_steps": _STEPS,
-    "optimizer.warmup_bytes": _BYTES,
-    "optimizer.b1": _number(0, 1),
-    "optimizer.b2": _number(0, 1),
-    "optimizer.eps": _number(0, open_low=True),
-    "optimizer.weight_decay": _number(0),
-    "optimizer.clip_norm": _number(0, open_low=True),
-    "optimizer.state_dtype": _one_of(*DTYPES),
-    "optimizer.offload": _BOOL,
-    "log_interval": _whole(1),
-    "eval.interval": _STEPS,
-    "eval.batch_size": _whole(1),
-    "eval.num_bytes": _BYTES,
-    "sample.interval": _STEPS,
-    "sample.prompt": (_is_text, "text"),
-    "sample.num_bytes": _STEPS,
-    "sample.temperature": _number(0),
-    "checkpoint.interval": _STEPS,
-    "checkpoint.keep": _whole(1),
-    "checkpoint.keep_interval": _STEPS,
-}
+_MAX_PARAMETERS = 2**44
+_MAX_BATCH_BYTES = 2**40
+_MAX_JSON = 2**20  # bytes of a file in a work directory, where one has some thousands
 
 
 def validate(config: ConfigDict) -> ModelConfig:
@@ -131,25 +37,50 @@ def validate(config: ConfigDict) -> ModelConfig:
     Raises:
         UserError: a key is missing, unknown or out of range.
     """
-    flat = flatten({name: value for name, value in config.items() if name != "model"})
-    for name in sorted(flat.keys() - CHECKS.keys()):
-        raise UserError(f"{name}: unknown; accepted are the keys of configs/base.py")
-    for name in sorted(CHECKS.keys() - flat.keys()):
+    try:
+        flat = flatten({name: value for name, value in config.items() if name != "model"})
+        fields = config.model.to_dict()
+    except Exception as error:  # a config file may return anything, its references raise anything
         raise UserError(
-            f"{name}: missing, as in runs of older versions; configs/base.py declares it"
+            f"--config={type(config).__name__}: {type(error).__name__}: {shown(str(error))[1:-1]}; "
+            "accepted is a ConfigDict with the keys of configs/base.py"
+        ) from None
+    for name in sorted(map(str, flat.keys() - KEYS.keys())):
+        raise UserError(f"{shown(name)[1:-1]}: unknown; accepted are the keys of configs/base.py")
+    for name in sorted(KEYS.keys() - flat.keys()):
+        raise UserError(
+            f"{name}: missing, as in runs of older versions; accepted is what configs/base.py has"
         )
-    for name, (ok, accepted) in CHECKS.items():
-        if not ok(flat[name]):
-            raise UserError(f"{name}={flat[name]!r}: accepted is {accepted}")
+    for name, key in KEYS.items():
+        if not key.ok(flat[name]):
+            raise UserError(f"{name}={shown(flat[name])}: accepted is {key.accepted}")
+    split = config.data.split
+    splits.check_sizes(split.by, split.valid_size, split.test_size)
+    model = from_mapping(fields)
+    _check_sizes(config, model)
+    _check_modality(config.data, model.patch_size)
+    return model
+
+
+def _check_sizes(config: ConfigDict, model: ModelConfig) -> None:
     train = config.train
     if train.batch_size % train.grad_accumulation:
         raise UserError(
             f"train.grad_accumulation={train.grad_accumulation}: accepted is a divisor of "
             f"train.batch_size={train.batch_size}"
         )
-    model = from_mapping(config.model.to_dict())
-    _check_modality(config.data, model.patch_size)
-    return model
+    for name, size in (("train", train.batch_size), ("eval", config.eval.batch_size)):
+        if size * model.seq_len > _MAX_BATCH_BYTES:
+            raise UserError(
+                f"{name}.batch_size={size}: accepted is at most 2**40 bytes in all, "
+                f"{_MAX_BATCH_BYTES // model.seq_len} sequences of model.seq_len={model.seq_len}"
+            )
+    parameters = flops.num_parameters(model)
+    if parameters > _MAX_PARAMETERS:
+        raise UserError(
+            f"model: has {parameters:,} parameters by model.*.dim, num_layers, ... and seq_len; "
+            "accepted are at most 2**44"
+        )
 
 
 def _check_modality(data: ConfigDict, patch_size: int) -> None:
@@ -174,24 +105,20 @@ def _check_modality(data: ConfigDict, patch_size: int) -> None:
                 )
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Values of nested mappings by the names of their keys, joined by points."""
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if hasattr(value, "items"):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
-
-
-def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus]) -> Path:
+def open_workdir(
+    workdir: str,
+    config: ConfigDict,
+    splits: Mapping[str, Corpus],
+    *,
+    accept_config_change: bool = False,
+) -> Path:
     """Makes the work directory, or enters one of the same run, and keeps the config there.
 
     Args:
         workdir: path of the directory.
         config: validated.
         splits: of the data, by name, which a run that goes on must find as they were.
+        accept_config_change: whether a run goes on that is not the one that began.
 
     Returns:
         The directory.
@@ -199,22 +126,8 @@ def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus])
     Raises:
         UserError: it is not a directory, cannot be written, or holds another run.
     """
-    if not workdir:
-        raise UserError("--workdir='': accepted is a directory that can be written")
-    path = Path(workdir)
-    stored = path / "config.json"
-    config = config.copy_and_resolve_references()
-    # eval.py may be started elsewhere.
-    data = config.data
-    if data.source != "stdlib" and not is_tfds(data.source):
-        data.source = os.path.abspath(os.path.expanduser(data.source))
-    for part, name in ((data, "cache_dir"), (data.tfds, "data_dir")):
-        if part[name]:
-            part[name] = os.path.abspath(os.path.expanduser(part[name]))
-    if stored.exists():
-        _require_same_run(path, load(workdir), config)
-    elif path.is_dir() and (path / "checkpoints").exists():
-        raise UserError(f"--workdir={workdir}: holds checkpoints but no config.json")
+    found = changes(workdir, config)
+    run_changes.check(workdir, found, accept_config_change, tell=distributed.is_primary())
     held = {
         name: {
             "documents": len(corpus),
@@ -223,14 +136,15 @@ def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus])
         }
         for name, corpus in splits.items()
     }
+    path = Path(workdir)
     _require_same_data(path, held, config.data.source)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        written = ((path / "data.json", held), (stored, config.to_dict()))
-        for file, fields in written if distributed.is_primary() else ():
-            part = file.with_suffix(".json.part")
+        written = (("data.json", held), ("config.json", _resolved(config).to_dict()))
+        for name, fields in written if distributed.is_primary() else ():
+            part = path / f"{name}.part"
             part.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")
-            os.replace(part, file)
+            os.replace(part, path / name)
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: {error.strerror}; accepted is a directory that can be written"
@@ -238,14 +152,45 @@ def open_workdir(workdir: str, config: ConfigDict, splits: Mapping[str, Corpus])
     return path
 
 
-def _require_same_run(path: Path, stored: ConfigDict, config: ConfigDict) -> None:
-    old, new = _identity(stored), _identity(config)
-    for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name):
-            raise UserError(
-                f"--workdir={path}: holds another run, with {name}={old.get(name)!r} where the "
-                f"config has {new.get(name)!r}; accepted is a new directory or the same value"
-            )
+def changes(workdir: str, config: ConfigDict) -> list[run_changes.Change]:
+    """In what a config differs from that of the run in a work directory; none if there is no run.
+
+    Args:
+        workdir: path of the directory, which may not be there.
+        config: validated.
+
+    Raises:
+        UserError: it is no directory of a run, and none that could become one.
+    """
+    path = Path(workdir)
+    try:
+        if not workdir or (path.exists() and not path.is_dir()):
+            raise OSError(errno.ENOTDIR, "Not a directory")
+        if (path / "config.json").exists():
+            return run_changes.differences(_read(path), _resolved(config))
+        checkpoints = (path / "checkpoints").exists()
+    except (OSError, ValueError) as error:  # a ValueError of a path with NUL in it
+        if isinstance(error, UserError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--workdir={shown(workdir)}: {reason}; accepted is a directory that can be written"
+        ) from None
+    if checkpoints:
+        raise UserError(f"--workdir={workdir}: holds checkpoints but no config.json")
+    return []
+
+
+def _resolved(config: ConfigDict) -> ConfigDict:
+    """The config with absolute paths, for eval.py may be started elsewhere."""
+    config = config.copy_and_resolve_references()
+    data = config.data
+    if data.source != "stdlib" and not is_tfds(data.source):
+        data.source = os.path.abspath(os.path.expanduser(data.source))
+    for part, name in ((data, "cache_dir"), (data.tfds, "data_dir")):
+        if part[name]:
+            part[name] = os.path.abspath(os.path.expanduser(part[name]))
+    return config
 
 
 def _require_same_data(path: Path, held: Mapping[str, Any], source: str) -> None:
@@ -253,8 +198,8 @@ def _require_same_data(path: Path, held: Mapping[str, Any], source: str) -> None
     if not stored.exists():
         return
     try:
-        before = dict(json.loads(stored.read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        before = foreign.read_json(stored, path, _MAX_JSON)
+    except (OSError, ValueError) as error:
         raise UserError(
             f"--workdir={path}: data.json cannot be read ({error}); accepted is the directory of a "
             "run of train.py"
@@ -268,39 +213,33 @@ def _require_same_data(path: Path, held: Mapping[str, Any], source: str) -> None
             )
 
 
-def _identity(config: ConfigDict) -> dict[str, Any]:
-    """The keys that say what a checkpoint holds and which bytes were seen at its step.
-
-    With any other key changed a run may go on: a larger budget, another schedule or dtype.
-    """
-    free = {"dropout", "dtype", "remat", "scan_unroll", "group_size"}
-    free |= {"cache_dir", "data_dir", "workers", "max_bad_records"}
-    flat = flatten(config)
-    kept = {
-        name: value
-        for name, value in flat.items()
-        if name in ("seed", "train.batch_size", "optimizer.name", "optimizer.state_dtype")
-        or (name.startswith(("data.", "model.")) and name.split(".")[-1] not in free)
-    }
-    return json.loads(json.dumps(kept))  # as JSON has it, a tuple is a list
-
-
 def load(workdir: str | Path) -> ConfigDict:
     """Reads the config that a run kept in its work directory.
 
     Args:
         workdir: path of the directory.
 
+    Returns:
+        The config; keys newer than the run have the values that say what its version did.
+
     Raises:
         UserError: there is no readable config.
     """
-    path = Path(workdir) / "config.json"
+    config = _read(Path(workdir))
+    for name in sorted(ADDED.keys() - flatten(config).keys()):
+        section, _, key = name.rpartition(".")
+        if section not in config:
+            config[section] = ConfigDict()
+        config[section][key] = ADDED[name]
+    return config
+
+
+def _read(workdir: Path) -> ConfigDict:
     try:
-        fields = json.loads(path.read_text())
-        config = ConfigDict(fields)
+        config = ConfigDict(foreign.read_json(workdir / "config.json", workdir, _MAX_JSON))
         config.model.items()
         return config
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "config.json is damaged"
         raise UserError(
             f"--workdir={workdir}: {reason}; accepted is the directory of a run of train.py"

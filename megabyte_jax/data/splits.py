@@ -24,6 +24,34 @@ def find_names(name: str, names: Collection[str]) -> list[str]:
     return [alias for alias in _ALIASES.get(name, ()) if alias in names] or [name]
 
 
+def check_sizes(by: str, valid_size: float, test_size: float) -> None:
+    """Checks of the sizes of splits what does not depend on the documents.
+
+    Args:
+        by: see `split_corpus`.
+        valid_size: see `split_corpus`.
+        test_size: see `split_corpus`.
+
+    Raises:
+        UserError: a size is out of range.
+    """
+    sizes = {"data.split.valid_size": valid_size, "data.split.test_size": test_size}
+    for option, size in sizes.items():
+        if by == "document" and not 0 <= size < 1:
+            raise UserError(
+                f"{option}={size}: accepted: a fraction of the documents, 0 <= size < 1"
+            )
+        if by == "bytes" and not (0 <= size < 1 or size >= 1 and float(size).is_integer()):
+            raise UserError(
+                f"{option}={size}: accepted: a fraction, 0 <= size < 1, or a whole number of bytes"
+            )
+    if by == "document" and valid_size + test_size >= 1:
+        raise UserError(
+            f"data.split.valid_size={valid_size} and data.split.test_size={test_size}: nothing is "
+            "left to train on; accepted: fractions whose sum is below 1"
+        )
+
+
 def split_corpus(
     corpus: Corpus,
     split: str,
@@ -56,6 +84,7 @@ def split_corpus(
         EmptySplitError: The split holds no byte.
     """
     sizes = {"data.split.valid_size": valid_size, "data.split.test_size": test_size}
+    check_sizes(by, valid_size, test_size)
     if by == "document":
         documents = _split_by_document(corpus, split, sizes)
         hint = "another data.split.{}_size or data.split.by=bytes"
@@ -79,17 +108,7 @@ def split_corpus(
 
 
 def _split_by_document(corpus: Corpus, split: str, sizes: dict[str, float]) -> list[Document]:
-    for option, size in sizes.items():
-        if not 0 <= size < 1:
-            raise UserError(
-                f"{option}={size}: accepted: a fraction of the documents, 0 <= size < 1"
-            )
     valid, test = sizes.values()
-    if valid + test >= 1:
-        raise UserError(
-            f"data.split.valid_size={valid} and data.split.test_size={test}: nothing is left to "
-            "train on; accepted: fractions whose sum is below 1"
-        )
 
     def place(document: Document) -> str:
         digest = hashlib.blake2b(os.fsencode(document.name), digest_size=8).digest()
@@ -101,11 +120,6 @@ def _split_by_document(corpus: Corpus, split: str, sizes: dict[str, float]) -> l
 
 def _split_by_bytes(corpus: Corpus, split: str, sizes: dict[str, float]) -> list[Document]:
     total = corpus.num_bytes
-    for option, size in sizes.items():
-        if not (0 <= size < 1 or size >= 1 and float(size).is_integer()):
-            raise UserError(
-                f"{option}={size}: accepted: a fraction, 0 <= size < 1, or a whole number of bytes"
-            )
     valid, test = (round(size * total) if size < 1 else int(size) for size in sizes.values())
     train = total - valid - test
     if train <= 0:

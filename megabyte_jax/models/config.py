@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from megabyte_jax.errors import UserError
+from megabyte_jax.errors import UserError, shown
 
 VOCAB_SIZE = 256
 
@@ -25,12 +25,12 @@ DTYPES = ("float32", "bfloat16")
 
 def _require(ok: bool, name: str, value: object, accepted: str) -> None:
     if not ok:
-        raise UserError(f"{name}={value!r}: accepted is {accepted}")
+        raise UserError(f"{name}={shown(value)}: accepted is {accepted}")
 
 
-def _require_int(name: str, value: object, minimum: int) -> None:
-    ok = isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**31
-    _require(ok, name, value, f"a whole number of at least {minimum} and below 2**31")
+def _require_int(name: str, value: object, minimum: int, bits: int = 31) -> None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and minimum <= value < 2**bits
+    _require(ok, name, value, f"a whole number of at least {minimum} and below 2**{bits}")
 
 
 def _require_bool(name: str, value: object) -> None:
@@ -38,7 +38,8 @@ def _require_bool(name: str, value: object) -> None:
 
 
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    _require(value in choices, name, value, "one of " + ", ".join(choices))
+    ok = isinstance(value, str) and value in choices
+    _require(ok, name, value, "one of " + ", ".join(choices))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,17 +84,22 @@ class TransformerConfig:
     scan_unroll: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("dim", "num_layers", "num_heads", "scan_unroll"):
-            _require_int(name, getattr(self, name), 1)
+        for name in ("dim", "num_heads"):
+            _require_int(name, getattr(self, name), 1, bits=20)
+        for name in ("num_layers", "scan_unroll"):
+            _require_int(name, getattr(self, name), 1, bits=12)
         for name in ("head_dim", "num_kv_heads", "mlp_dim"):
-            _require_int(name, getattr(self, name), 0)
+            _require_int(name, getattr(self, name), 0, bits=22)
         _require_choice("norm", self.norm, NORMS)
         _require_choice("activation", self.activation, ACTIVATIONS)
         _require_choice("remat", self.remat, REMATS)
         for name in ("bias", "qk_norm", "rope"):
             _require_bool(name, getattr(self, name))
-        ok = isinstance(self.dropout, (int, float)) and 0 <= self.dropout < 1
-        _require(ok, "dropout", self.dropout, "a number from 0 to below 1")
+        # What is kept is divided by its probability, which in float32 must not round to 0.
+        ok = isinstance(self.dropout, (int, float)) and not isinstance(self.dropout, bool)
+        _require(
+            ok and 0 <= self.dropout <= 0.99, "dropout", self.dropout, "a number from 0 to 0.99"
+        )
         if not self.head_dim:
             _require(
                 self.dim % self.num_heads == 0,
@@ -188,9 +194,15 @@ class MegabyteConfig:
         )
         kernels = self.conv_kernels
         ok = isinstance(kernels, tuple) and all(
-            isinstance(kernel, int) and 1 <= kernel <= self.seq_len for kernel in kernels
+            isinstance(kernel, int) and not isinstance(kernel, bool) and 1 <= kernel <= self.seq_len
+            for kernel in kernels[:17]
         )
-        _require(ok, "conv_kernels", kernels, "a tuple of widths up to seq_len, such as (3, 5, 7)")
+        _require(
+            ok and len(kernels) <= 16,
+            "conv_kernels",
+            kernels,
+            "a tuple of at most 16 widths up to seq_len, such as (3, 5, 7)",
+        )
         for name in ("byte_positions", "local_positions"):
             _require_bool(name, getattr(self, name))
         _require_choice("init", self.init, INITS)
@@ -290,6 +302,7 @@ def from_mapping(model: Mapping[str, Any]) -> ModelConfig:
     Raises:
         UserError: a field is unknown, missing or out of range; named as `model.FIELD`.
     """
+    _require(isinstance(model, Mapping), "model", model, "a mapping of fields to values")
     fields = dict(model)
     baseline = "transformer" in fields
     for name in ("transformer",) if baseline else ("global_model", "local_model"):
@@ -300,14 +313,16 @@ def from_mapping(model: Mapping[str, Any]) -> ModelConfig:
 
 
 def _build(cls: type, path: str, fields: Mapping[str, Any]) -> Any:
-    names = [field.name for field in dataclasses.fields(cls)]
-    _require(isinstance(fields, Mapping), path, fields, f"the fields {', '.join(names)}")
+    known = {field.name: field.default for field in dataclasses.fields(cls)}
+    names = ", ".join(known)
+    _require(isinstance(fields, Mapping), path, fields, f"the fields {names}")
     for name in fields:
-        if name not in names:
-            raise UserError(f"{path}.{name}: unknown; accepted are {', '.join(names)}")
+        if name not in known:
+            raise UserError(f"{path}.{shown(name)[1:-1]}: unknown; accepted are {names}")
+    for name, default in known.items():
+        if default is dataclasses.MISSING and name not in fields:
+            raise UserError(f"{path}: {name} is missing; accepted are {names}")
     try:
         return cls(**fields)
-    except TypeError as error:
-        raise UserError(f"{path}: {error}") from None
     except UserError as error:
         raise UserError(f"{path}.{error}") from None
