@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,7 +40,7 @@ def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoRet
                 raise UserError(f"{argv[1]!r}: accepted are only flags, as --help lists them")
             return main(*argv[1:])
         except PeerError as error:
-            print(_line(error), file=sys.stderr, flush=True)
+            _print(error)
             os._exit(error.exit_status)  # at exit JAX would wait for the peer that is lost
         except RunError as error:
             _fail(error, error.exit_status)
@@ -49,6 +52,9 @@ def run(main: Callable[..., int | None], arguments: Sequence[str] = ()) -> NoRet
             # Nobody reads on; flushing at exit must not fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
+        except Exception as error:
+            _tell_peers(1, error)
+            raise
 
     app.run(guarded, flags_parser=_parse)
 
@@ -116,19 +122,22 @@ def write_file(option: str, path: str | Path, contents: bytes) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
     # config_flags lets through whatever the config file or a lookup of its keys raises.
     try:
+        if "config" in flags.FLAGS:
+            _require_chosen_config(argv)
         rest = flags.FLAGS(argv)
         if "config" in flags.FLAGS:
             _ = flags.FLAGS.config.to_dict  # a file that is not there fails only when used
         return rest
-    except SystemExit:  # of --help, to which absl gives the status of a mistake
-        sys.exit(0)
+    except SystemExit as error:
+        if any(re.match("--?(help|[?])", option) for option in argv):
+            sys.exit(0)  # absl gives it the status of a mistake
+        _fail(f"{_given(argv)}: exits with {error.code!r}; accepted is {_FILE}")
     except BrokenPipeError:  # of --help whose reader stops reading
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except (OSError, ImportError, SyntaxError) as error:
-        given = [option for option in argv if option.startswith("--config=")] or ["--config"]
-        reason = str(error).strip().splitlines()[-1].strip()
-        _fail(f"{given[-1]}: {reason}; accepted is a Python file that defines get_config()")
+        reason = ([type(error).__name__] + str(error).strip().splitlines())[-1].strip()
+        _fail(f"{_given(argv)}: {reason}; accepted is {_FILE}")
     except (LookupError, AttributeError) as error:
         _fail(_unknown_key(argv, error))
     except (flags.Error, UserError, TypeError, ValueError) as error:
@@ -136,6 +145,35 @@ def _parse(argv: Sequence[str]) -> list[str]:
         text = before + (trace.splitlines() or [""])[-1].removeprefix(f"{UserError.__module__}.")
         hint = "; accepted is a value of the type in configs/base.py, or what --help lists"
         _fail(text if "accepted" in text else text + hint)
+    except Exception as error:  # of the config file, anything
+        (reason,) = traceback.format_exception_only(error)[-1:]
+        _fail(f"{_given(argv)}: {reason.strip()}; accepted is {_FILE}")
+
+
+_FILE = "a Python file that defines get_config()"
+
+
+def _given(argv: Sequence[str]) -> str:
+    return ([option for option in argv if option.startswith("--config=")] or ["--config"])[-1]
+
+
+def _require_chosen_config(argv: Sequence[str]) -> None:
+    """Refuses a config file that may not be the user's own: to parse the flag is to run it.
+
+    Raises:
+        UserError: it is named without a folder, or lies in a work directory.
+    """
+    for option, following in pairwise([*argv, ""]):
+        name, given, value = option.partition("=")
+        if name in ("--config", "-config"):
+            value = value if given else following
+            folder = os.path.dirname(value.partition(":")[0])
+            run = (os.path.join(folder, name) for name in ("config.json", "checkpoints"))
+            if not folder or any(map(os.path.lexists, run)):
+                raise UserError(
+                    f"--config={value}: is a program that would be run; accepted is configs/NAME.py"
+                    " or another path with a folder, such as ./NAME.py, in no work directory"
+                )
 
 
 def _unknown_key(argv: Sequence[str], error: Exception) -> str:
@@ -144,13 +182,25 @@ def _unknown_key(argv: Sequence[str], error: Exception) -> str:
         for option in options:
             if f".{word}." in f"{option}.":
                 return f"{option}: unknown; accepted are the keys of configs/base.py"
-    return f"--config: {type(error).__name__}: {error}"
+    return f"{_given(argv)}: {type(error).__name__}: {error}; accepted is {_FILE}"
 
 
 def _fail(error: object, exit_status: int = 2) -> NoReturn:
-    print(_line(error), file=sys.stderr)
+    _print(error)
+    _tell_peers(exit_status, str(error))
     sys.exit(exit_status)
 
 
-def _line(error: object) -> str:
-    return f"{os.path.basename(sys.argv[0])}: error: {' '.join(str(error).split())}"
+def _print(error: object) -> None:
+    text = " ".join(str(error).split())
+    if len(text) > 2000:  # the value may be as long as a command line
+        text = f"{text[:1000]} ... {text[-1000:]}"
+    with contextlib.suppress(OSError):  # the status must hold where stderr is on a full disk
+        print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
+
+
+def _tell_peers(exit_status: int, error: Exception | str) -> None:
+    # Who has not imported it, and JAX with it, has no peers.
+    distributed = sys.modules.get("megabyte_jax.distributed")
+    if distributed:
+        distributed.tell(exit_status, error)

@@ -6,17 +6,21 @@ import contextlib
 import json
 import math
 import os
+import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TextIO
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
 from tqdm import tqdm
 
-from megabyte_jax.errors import NonFiniteError
+from megabyte_jax import files
+from megabyte_jax.errors import StorageError
 from megabyte_jax.text import printable
 from megabyte_jax.training import Metrics
 
@@ -26,7 +30,8 @@ class Reporter:
 
     `metrics.jsonl` has an object per line: training records have `step`, `bytes_seen`,
     `bits_per_byte`, `bytes_per_second` and more; evaluations have `eval/...` keys. Records after
-    the step a run resumes from are dropped, so that no step appears twice.
+    the step a run resumes from are dropped, so that no step appears twice. What cannot be written
+    is said and waits, as `files.Log` has it: a run does not end for its logs.
     """
 
     def __init__(
@@ -52,14 +57,14 @@ class Reporter:
                 rate of matrix products allows.
             primary: whether this process reports; the other processes of a run only check that
                 its figures are finite.
+
+        Raises:
+            StorageError: the logs cannot be opened; those of before are as they were.
         """
         self._primary = primary
         self._workdir, self._num_steps, self._peak = workdir, num_steps, peak
         self._bytes_per_step, self._log_interval = bytes_per_step, log_interval
-        self._file = _reopen(workdir / "metrics.jsonl", start) if primary else None
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1, write_to_disk=primary
-        )
+        self._logs = self._open_logs(start) if primary else None
         self._bar = tqdm(
             total=num_steps * bytes_per_step,
             initial=start * bytes_per_step,
@@ -70,6 +75,27 @@ class Reporter:
         )
         self._since, self._paused, self._steps = time.perf_counter(), 0.0, 0
         self._begun: set[str] = set()
+
+    def _open_logs(self, start: int) -> tuple[files.Log, files.Log]:
+        """Opens metrics.jsonl and a new file of events, for what comes after step `start`."""
+        path, folder = self._workdir / "metrics.jsonl", self._workdir / "tensorboard"
+        # TensorBoard reads the files of a directory in the order of their names.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            _drop_after(path, start)
+            folder.mkdir(exist_ok=True)
+            records = files.Log(path, path.name, self.say)
+            events = files.Log(folder / name, folder.name, self.say)
+        except OSError as error:
+            raise StorageError(
+                f"--workdir={self._workdir}: {error.strerror} ({error.filename or path}); accepted "
+                "is a directory that can be written, with space for the logs"
+            ) from None
+        events.append(_framed(Event(wall_time=time.time(), file_version="brain.Event:2")))
+        # Of earlier files TensorBoard then hides what they have from that step on.
+        begin = SessionLog(status=SessionLog.START)
+        events.append(_framed(Event(wall_time=time.time(), step=start + 1, session_log=begin)))
+        return records, events
 
     def __enter__(self) -> Reporter:
         """Returns itself; leaving the block closes the files."""
@@ -83,15 +109,13 @@ class Reporter:
     ) -> None:
         """Closes the files."""
         self._bar.close()
-        self._events.close()
-        if self._file:
-            self._file.close()
+        for log in self._logs or ():
+            log.close()
 
     def say(self, text: str) -> None:
-        """Prints a line on stderr, above the bar if there is one."""
+        """Prints a line on stderr, as `files.say` does, if this process reports."""
         if self._primary:
-            tqdm.write(text, file=sys.stderr)
-            sys.stderr.flush()
+            files.say(text)
 
     @contextlib.contextmanager
     def paused(self, what: str, *, compiles: bool = False) -> Iterator[None]:
@@ -113,20 +137,10 @@ class Reporter:
         Args:
             step: its number, from 1.
             metrics: as `make_train_step` gives them.
-
-        Raises:
-            NonFiniteError: its loss is not finite, or the norm of its gradients or of the
-                parameters it made.
         """
         loss, grad_norm, param_norm, learning_rate = (
             float(metrics[name]) for name in ("loss", "grad_norm", "param_norm", "learning_rate")
         )
-        if not all(map(math.isfinite, (loss, grad_norm, param_norm))):
-            raise NonFiniteError(
-                f"update {step}: the loss is {loss}, the norm of the gradients {grad_norm} and of "
-                f"the parameters {param_norm}; the saved checkpoints are from before; accepted is "
-                f"a finite loss, as a lower optimizer.learning_rate than {learning_rate:g} may give"
-            )
         self._steps += 1
         self._bar.update(self._bytes_per_step)
         if step % self._log_interval and step != self._num_steps:
@@ -182,11 +196,33 @@ class Reporter:
         """
         if not self._primary:
             return
-        path = self._workdir / "samples" / f"{step:08d}{suffix}"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(contents)
+        path = self._sample_path(step, suffix)
         shown = f":\n{printable(contents)}\n" if suffix == ".txt" else f" in {path}"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            files.replace(path, contents)
+        except OSError as error:
+            self.say(f"samples/{path.name} cannot be written: {error.strerror}")
+            shown = shown if suffix == ".txt" else " that is lost"
         self.say(f"step {step}, a sample{shown}")
+
+    def lacks(self, step: int, suffix: str) -> tuple[bool, bool]:
+        """Whether the evaluation and the sample of a step are missing, where it was stopped.
+
+        Args:
+            step: updates made.
+            suffix: of the name of the sample.
+        """
+        if not self._primary:
+            return False, False
+        path = self._workdir / "metrics.jsonl"
+        evaluated = any(
+            b"eval/bytes" in line and _step(line) == step for line in path.read_bytes().split(b"\n")
+        )
+        return not evaluated, not self._sample_path(step, suffix).exists()
+
+    def _sample_path(self, step: int, suffix: str) -> Path:
+        return self._workdir / "samples" / f"{step:08d}{suffix}"
 
     def write(self, step: int, record: dict[str, float]) -> None:
         """Writes a record to metrics.jsonl and TensorBoard.
@@ -195,27 +231,40 @@ class Reporter:
             step: it belongs to.
             record: name to value.
         """
-        if not self._file:
+        if not self._logs:
             return
-        self._file.write(json.dumps({"step": step, **record}) + "\n")
-        self._file.flush()
-        for name, value in record.items():
-            self._events.add_scalar(name if "/" in name else f"train/{name}", value, step)
+        records, events = self._logs
+        records.append((json.dumps({"step": step, **record}) + "\n").encode())
+        values = [
+            Summary.Value(tag=name if "/" in name else f"train/{name}", simple_value=value)
+            for name, value in record.items()
+        ]
+        summary = Summary(value=values)
+        events.append(_framed(Event(wall_time=time.time(), step=step, summary=summary)))
 
 
-def _reopen(path: Path, start: int) -> TextIO:
-    """Opens a log for appending, without the records after step `start`."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= start]
-        part = path.with_suffix(".part")
-        part.write_text("".join(line + "\n" for line in kept))
-        os.replace(part, path)
-    return path.open("a")
+def _drop_after(path: Path, start: int) -> None:
+    """Takes from a log the records after step `start`, and what a crash cut short."""
+    old = path.read_bytes() if path.exists() else b""
+    lines = old.split(b"\n")
+    kept = b"".join(line + b"\n" for line in lines if _step(line) <= start)
+    if kept != old:  # on a full disk a log that is as it should be can be opened
+        files.replace(path, kept)
 
 
-def _step(line: str) -> float:
-    """Step of a record; one that a crash cut short counts as after every step."""
+def _step(line: bytes) -> float:
+    """Step of a record; what is none, as a crash may leave it, counts as after every step."""
     try:
-        return json.loads(line)["step"]
-    except ValueError:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
         return math.inf
+    step = record.get("step") if isinstance(record, dict) else None
+    return step if isinstance(step, int) else math.inf
+
+
+def _framed(event: Event) -> bytes:
+    """An event as a TFRecord: length, checksum, contents, checksum."""
+    contents = event.SerializeToString()
+    length = struct.pack("<Q", len(contents))
+    sums = (struct.pack("<I", masked_crc32c(part)) for part in (length, contents))
+    return length + next(sums) + contents + next(sums)

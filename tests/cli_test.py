@@ -33,6 +33,17 @@ def test_an_error_of_ours_is_one_line_and_its_status(monkeypatch, capfd, error, 
     assert capfd.readouterr() == ("", "it.py: error: this is wrong\n")
 
 
+def test_an_error_has_its_status_where_stderr_is_on_a_full_disk():
+    code = (
+        "from megabyte_jax import cli, errors\n"
+        "def main(): raise errors.StorageError('full')\n"
+        "cli.run(main)\n"
+    )
+    with open("/dev/full", "w") as full:
+        made = subprocess.run([sys.executable, "-c", code], cwd=runs.ROOT, stderr=full)
+    assert made.returncode == 5
+
+
 def test_an_error_in_the_code_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["it.py"])
     with pytest.raises(ZeroDivisionError):
