@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from megabyte_jax import cli
+from megabyte_jax import cli, foreign
 from megabyte_jax.errors import UserError
 
 if TYPE_CHECKING:  # so that --help does not wait for JAX
@@ -27,6 +27,9 @@ MAX_BAD_RECORDS = flags.DEFINE_integer(
     None,
     "Records that may be left out, in place of the run's data.max_bad_records.",
     lower_bound=0,
+)
+CACHE_DIR = flags.DEFINE_string(
+    "cache_dir", "", "Where decoded images and sound are kept; by default ~/.cache/megabyte_jax."
 )
 STRATEGY = flags.DEFINE_string(
     "strategy", "basic", "basic, sliding, strided or sliding_strided; the last costs most."
@@ -61,7 +64,10 @@ def main() -> None:
     model = trained.load(WORKDIR.value, mesh=mesh)
     output = OUTPUT.value
     if output is None:
-        output = str(Path(WORKDIR.value) / "eval" / f"{name}-{strategy}.json")
+        workdir = Path(WORKDIR.value)
+        output = str(workdir / "eval" / f"{name}-{strategy}.json")
+        for suffix in (".json", ".png"):  # the links of a work directory are not the user's
+            foreign.require_inside(workdir, Path(output).with_suffix(suffix))
     cli.require_writable("--output", output)
     plot = Path(output).with_suffix(".png")
     if output.lower().endswith(".png"):
@@ -103,9 +109,11 @@ def open_documents(config: ConfigDict, patch_size: int) -> tuple[Corpus, str, st
 
     if MAX_BAD_RECORDS.value is not None:
         config.data.max_bad_records = MAX_BAD_RECORDS.value
+    # A work directory may come from anyone: what it names is read, not written to or downloaded.
+    config.data.cache_dir = CACHE_DIR.value
     if DATA.value is None:
         split = name = SPLIT.value
-        (documents,) = datasets.open_splits(config.data, (split,), patch_size)
+        (documents,) = datasets.open_splits(config.data, (split,), patch_size, download=False)
     elif flags.FLAGS["split"].present:
         raise UserError(f"--split={SPLIT.value}: accepted is this or --data, which has no splits")
     else:

@@ -87,6 +87,49 @@ def features_dict(**features: dict) -> dict:
     return feature("features_dict.FeaturesDict", "featuresDict", features=features)
 
 
+def evil(name: str = "planted.Feature", **content: object) -> dict:
+    return {"pythonClassName": name, "text": content}
+
+
+# What features.json may name; whoever imports it runs the code of a stranger.
+HOSTILE = {
+    "at the top": evil(),
+    "at the top, legacy": {"type": "planted.Feature", "content": {}},
+    "a feature": features_dict(data=TEXT, other=evil()),
+    "a module in a package": features_dict(data=evil("planted.text_feature.Text")),
+    "deeper": features_dict(data=TEXT, a=features_dict(b=features_dict(c=evil()))),
+    "in a sequence": features_dict(
+        data=TEXT, a=feature("sequence_feature.Sequence", "sequence", feature=evil())
+    ),
+    "in a list": features_dict(data=TEXT, a={"x": [[evil()]]}),
+    "in JSON in JSON": features_dict(
+        data=TEXT,
+        a={
+            "pythonClassName": CORE + "sequence_feature.Sequence",
+            "jsonFeature": {"json": json.dumps({"feature": evil()})},
+        },
+    ),
+    "in legacy content": {
+        "type": CORE + "features_dict.FeaturesDict",
+        "content": {"data": {"type": "planted.Feature", "content": {}}},
+    },
+    "in legacy content as text": {
+        "type": CORE + "features_dict.FeaturesDict",
+        "content": json.dumps({"features": {"data": evil()}}),
+    },
+    "in snake case": features_dict(data=TEXT, a={"python_class_name": "planted.Feature"}),
+    "both spellings": features_dict(data=TEXT | {"type": "planted.Feature", "content": {}}),
+    "without a module": features_dict(data=evil("Text")),
+    "longer than one of TFDS": features_dict(data=evil(CORE + "text_feature.Text.planted.Text")),
+    "with a blank": features_dict(data=evil(CORE + "text_feature.Text ")),
+    "with lines": features_dict(data=evil("planted.Feature\nall is well")),
+    "looking alike": features_dict(data=evil(CORE + "tеxt_feature.Text")),
+    "a builder of TFDS": features_dict(data=evil("tensorflow_datasets.testing.DummyDataset")),
+    "a function": features_dict(data=evil("os.system")),
+    "relative": features_dict(data=evil("..planted.Feature")),
+}
+
+
 def write_set(
     root: Path,
     records: dict[str, list[list[bytes]]],

@@ -18,6 +18,7 @@ SAMPLE_BYTES = 2
 
 _FULL_SCALE = 2**15  # a sample that is 1.0 as a fraction
 _MAX_SAMPLES = 2**28  # of a file, in all channels; four hours at 16,000 per second
+_ALWAYS_SAMPLES, _SAMPLES_PER_BYTE = 2**24, 16  # of a FLAC file; silence has hundreds per byte
 _MAX_UPSAMPLING = 100  # beyond it the rate is a damaged one, which would make gigabytes of little
 # Bytes per sample of what files hold, and a type that has room for every one.
 _ENCODINGS = {
@@ -61,10 +62,11 @@ def decode(data: bytes, name: str, sample_rate: int) -> bytes:
             "FLAC file with a length, as programs write it into a file and not into a pipe"
         )
     # Silence takes next to nothing in a file. Bits 4 to 6 of byte 20 are the channels less one.
-    if is_flac and promised * (1 + (data[20] >> 1) % 8) > _MAX_SAMPLES:
+    most = min(_MAX_SAMPLES, _ALWAYS_SAMPLES + _SAMPLES_PER_BYTE * len(data))
+    if is_flac and promised * (1 + (data[20] >> 1) % 8) > most:
         raise DataError(
-            f"{name}: promises {promised:,} samples in each channel; accepted is at most "
-            f"{_MAX_SAMPLES:,} in all"
+            f"{name}: promises {promised:,} samples in each channel; accepted is at most {most:,} "
+            f"in all of a file of {len(data):,} bytes"
         )
     samples, rate, width = _read(data, name)
     if is_flac:

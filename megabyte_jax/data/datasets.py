@@ -17,7 +17,9 @@ from megabyte_jax.data.windows import TrainWindows, prefetch
 from megabyte_jax.errors import DataError, EmptySplitError, UserError
 
 
-def open_splits(data: Any, names: Sequence[str], patch_size: int) -> list[Corpus]:
+def open_splits(
+    data: Any, names: Sequence[str], patch_size: int, *, download: bool = True
+) -> list[Corpus]:
     """Opens splits of the source that a config names.
 
     Files of modality `bytes` are read where they are. Images, sound and TFDS sets are decoded once,
@@ -27,6 +29,7 @@ def open_splits(data: Any, names: Sequence[str], patch_size: int) -> list[Corpus
         data: the config's, validated.
         names: train, valid or test.
         patch_size: P in bytes, which the patch scan of images depends on.
+        download: whether a set of TFDS that is not there may be downloaded.
 
     Returns:
         The documents of each split, as the model reads them.
@@ -42,7 +45,7 @@ def open_splits(data: Any, names: Sequence[str], patch_size: int) -> list[Corpus
                 f"data.split.by={data.split.by!r}: accepted is name for a TFDS source, whose "
                 "splits data.split.train, .valid and .test name"
             )
-        prepared = tfds_sets.open_set(data.source, data.tfds.data_dir)
+        prepared = tfds_sets.open_set(data.source, data.tfds.data_dir, download=download)
         found = [splits.find_names(data.split[name], prepared.splits) for name in names]
         for name, part in zip(names, found, strict=True):
             if tfds_sets.count(prepared, "+".join(part)) <= 0:

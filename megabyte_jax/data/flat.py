@@ -22,12 +22,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from megabyte_jax import foreign
 from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.data.corpus import Corpus, Document
 from megabyte_jax.data.scratch import scratch_directory
 from megabyte_jax.errors import DataError, UserError
 
 _FORMAT = 1
+_MAX_HEADER = 1 << 12  # bytes that NumPy writes before an array
+_MAX_MANIFEST = 1 << 26  # bytes; the key lists the shards of a TFDS set
 _BYTES, _OFFSETS, _MANIFEST = "data.bin", "offsets.npy", "manifest.json"
 
 
@@ -121,6 +124,8 @@ def flatten(
             bad.add(corpus.manifest["first_bad_record"], corpus.bad_records)
         return corpus
     try:
+        # What is planted here is trained on later.
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with scratch_directory(root) as part:
             _write(part / "whole", key, contents, bad)
             try:
@@ -168,16 +173,22 @@ def _write(
 
 def _open(directory: Path, name: str) -> FlatCorpus:
     try:
-        manifest = json.loads((directory / _MANIFEST).read_text())
+        manifest = foreign.read_json(directory / _MANIFEST, directory, _MAX_MANIFEST)
+        foreign.check_file(directory / _BYTES, directory)
+        size = foreign.check_file(directory / _OFFSETS, directory)
+        if size - 8 * (manifest["documents"] + 1) not in range(_MAX_HEADER):
+            raise ValueError(f"{_OFFSETS} has {size} bytes")
         if _sha256(directory / _OFFSETS) != manifest["sha256"][_OFFSETS]:
             raise ValueError(f"{_OFFSETS} has another SHA-256")
         offsets = np.lib.format.open_memmap(directory / _OFFSETS, mode="r")
-        if len(offsets) != manifest["documents"] + 1 or offsets[-1] != manifest["bytes"]:
+        if offsets.shape != (manifest["documents"] + 1,) or offsets[-1] != manifest["bytes"]:
             raise ValueError(f"{_OFFSETS} does not fit {_MANIFEST}")
+        if offsets.dtype != np.int64 or offsets[0] or (offsets[1:] < offsets[:-1]).any():
+            raise ValueError(f"{_OFFSETS} does not hold where documents begin")
         if (directory / _BYTES).stat().st_size != manifest["bytes"]:
             raise ValueError(f"{_BYTES} has not the size that {_MANIFEST} says")
         bad_records, _ = int(manifest["bad_records"]), manifest["first_bad_record"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise _damaged(directory, error) from error
     documents = _Documents(str(directory / _BYTES), offsets)
     return FlatCorpus(name, documents, bad_records, manifest=manifest)

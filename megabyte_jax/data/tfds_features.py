@@ -4,10 +4,7 @@ TFDS imports the modules of the classes that this file names, so that a set from
 code. Here the names are only compared with those that are known.
 """
 
-import errno
 import json
-import os
-import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megabyte_jax import foreign
 from megabyte_jax.errors import DataError, UserError
 
 _MAX_JSON = 1 << 26  # bytes; the largest ones in the catalogue have a few megabytes
@@ -149,24 +147,19 @@ def read_features(directory: Path) -> list[Feature]:
         raise DataError(f"{path}: damaged ({error!r}); accepted is what TFDS wrote") from error
 
 
-def read_json(path: Path, directory: Path) -> Any:
+def read_json(path: Path, directory: Path) -> dict[str, Any]:
     """Reads a JSON file of a set, which may come from anyone.
 
     Raises:
         DataError: it is missing, too large, no JSON, or not to be trusted; see `check_file`.
     """
-    size = check_file(path, directory)
+    check_file(path, directory)
     try:
-        if size > _MAX_JSON:
-            raise ValueError(f"{size} bytes")
-        content = json.loads(path.read_bytes())
-        if not isinstance(content, dict):
-            raise ValueError("no object")
-    except (OSError, ValueError, RecursionError) as error:
+        return foreign.read_json(path, directory, _MAX_JSON)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: unusable ({error}); accepted is a JSON object in at most {_MAX_JSON} bytes"
         ) from error
-    return content
 
 
 def check_file(path: Path, directory: Path) -> int:
@@ -176,15 +169,9 @@ def check_file(path: Path, directory: Path) -> int:
         DataError: it is missing, no regular file, or links lead out of the directory.
     """
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "no regular file")
-        if not path.resolve().is_relative_to(directory.resolve()):
-            raise OSError(errno.EINVAL, f"lies outside of {directory}")
-    except (OSError, RuntimeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{path}: {reason}; accepted is a file of the data set") from error
-    return status.st_size
+        return foreign.check_file(path, directory)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}; accepted is a file of the data set") from error
 
 
 def _class_names(content: Any) -> Iterator[str]:

@@ -87,7 +87,9 @@ def parse(source: str, option: str = "data.source") -> tuple[str, str | None, st
     return name, config, version
 
 
-def open_set(source: str, data_dir: str, *, option: str = "data.source") -> Prepared:
+def open_set(
+    source: str, data_dir: str, *, option: str = "data.source", download: bool = True
+) -> Prepared:
     """Opens a set; one of TFDS's catalogue that lies nowhere is downloaded and prepared.
 
     Args:
@@ -95,6 +97,7 @@ def open_set(source: str, data_dir: str, *, option: str = "data.source") -> Prep
             version there is.
         data_dir: where sets lie; "" is TFDS_DATA_DIR or ~/tensorflow_datasets.
         option: what the user calls `source`, for the error.
+        download: whether it may be.
 
     Raises:
         UserError: TFDS knows no such set.
@@ -104,11 +107,16 @@ def open_set(source: str, data_dir: str, *, option: str = "data.source") -> Prep
     root = find_root(data_dir)
     try:
         directory = _find(root, name, config, version)
-        if directory is None and config is None:
+        if directory is None and config is None and download:
             config = tfds_catalogue.default_config(name, source, root, option)
             directory = _find(root, name, config, version)
     except OSError as error:
         raise DataError(f"{error.filename}: {error.strerror}; accepted is a directory") from error
+    if directory is None and not download:
+        raise DataError(
+            f"{option}={source!r}: not found in {root}; accepted is a set that lies there, as "
+            f"`python -m megabyte_jax.data {source}` prepares one"
+        )
     if directory is None:
         directory = tfds_catalogue.prepare(name, config, version, source, root, option)
     return _read(directory, root)

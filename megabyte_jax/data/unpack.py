@@ -1,11 +1,13 @@
 """Compressed files: gzip, xz and zstd, unpacked one after another into one file."""
 
+import functools
 import gzip
 import lzma
+import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator
+from typing import IO, Any
 
 import zstandard
 
@@ -13,6 +15,11 @@ from megabyte_jax.data.bad_records import BadRecords
 from megabyte_jax.errors import UserError
 
 COMPRESSED = (".gz", ".xz", ".zst")
+
+# A file of zeros is a few thousand times smaller compressed; nobody trains on one.
+_MAX_RATIO = 200
+_ALWAYS = 2**30  # bytes that any file may hold
+_XZ_MEMORY = 2**28  # bytes; xz -9 asks for 65 MiB, a header can for 4 GiB
 
 
 def unpack(
@@ -23,7 +30,7 @@ def unpack(
     Args:
         paths: whose names end in one of `COMPRESSED`.
         unpacked: a temporary file without a buffer, written from where it stands.
-        bad: counts files that are corrupt or hold nothing; what was written of them stays.
+        bad: counts files that are corrupt, hold nothing or too much for their size.
 
     Returns:
         Path to where its contents begin and end in `unpacked`, in bytes.
@@ -36,9 +43,14 @@ def unpack(
     for path in paths:
         start = unpacked.tell()
         try:
+            limit = start + max(_ALWAYS, _MAX_RATIO * os.path.getsize(path))
             for chunk in _decompress(path):
+                if unpacked.tell() + len(chunk) > limit:
+                    raise OSError(f"holds more than {_MAX_RATIO} times its size")
                 _write(unpacked, chunk, path)
         except (OSError, EOFError, zlib.error, lzma.LZMAError, zstandard.ZstdError) as error:
+            unpacked.seek(start)
+            unpacked.truncate()
             bad.add(f"{path}: cannot be unpacked ({error})")
             continue
         if unpacked.tell() == start:
@@ -61,23 +73,25 @@ def _write(unpacked: IO[bytes], chunk: bytes, path: str) -> None:
 
 
 def _decompress(path: str) -> Iterator[bytes]:
-    if path.endswith(".zst"):
-        yield from _decompress_zstd(path)
-        return
-    with (gzip if path.endswith(".gz") else lzma).open(path) as file:
-        while chunk := file.read(1 << 20):
-            yield chunk
+    if path.endswith(".gz"):
+        with gzip.open(path) as file:
+            while chunk := file.read(1 << 20):
+                yield chunk
+    elif path.endswith(".xz"):
+        new = functools.partial(lzma.LZMADecompressor, memlimit=_XZ_MEMORY)
+        yield from _decompress_frames(path, new, padding=b"\0")
+    else:
+        yield from _decompress_frames(path, lambda: zstandard.ZstdDecompressor().decompressobj())
 
 
-def _decompress_zstd(path: str) -> Iterator[bytes]:
-    # zstandard's own reader takes a truncated file for a whole one.
-    frame = zstandard.ZstdDecompressor().decompressobj()
+def _decompress_frames(path: str, new: Callable[[], Any], padding: bytes = b"") -> Iterator[bytes]:
+    # zstandard's own reader takes a truncated file for a whole one, and that of lzma has no limit.
+    frame = new()
     with open(path, "rb") as file:
         # 1 KiB of zeros compressed may hold 32 MiB, and comes back whole.
         while chunk := file.read(1 << 10):
-            while chunk:
-                if frame.eof:
-                    frame = zstandard.ZstdDecompressor().decompressobj()
+            while chunk := chunk.lstrip(padding) if frame.eof else chunk:
+                frame = new() if frame.eof else frame
                 yield frame.decompress(chunk)
                 chunk = frame.unused_data
     if not frame.eof:

@@ -238,7 +238,8 @@ def test_a_run_on_a_prepared_set_is_that_on_its_files(folder, tmp_path, monkeypa
     options["data.tfds.data_dir"] = str(tmp_path / "sets")
     for name, source in {"files": folder, "set": "tfds:byte_files/mine"}.items():
         runs.train(runs.tiny_config(source, **options), tmp_path / name)
-        assert runs.run_main("eval", f"--workdir={tmp_path / name}", "--output=out.json") == 0
+        arguments = "--output=out.json", f"--cache_dir={tmp_path / 'cache'}"
+        assert runs.run_main("eval", f"--workdir={tmp_path / name}", *arguments) == 0
         (tmp_path / "out.json").rename(tmp_path / f"{name}.json")
     files, prepared = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("files", "set"))
     for report in (files, prepared):
