@@ -1,79 +1,269 @@
-"""Checkpoints of a run in its work directory, through Orbax."""
+"""Checkpoints of a run in its work directory, written by Orbax and verified by their manifests."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
+import re
+import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from megabyte_jax import distributed
-from megabyte_jax.errors import CheckpointError, UserError
+from megabyte_jax import distributed, files, manifest, skips
+from megabyte_jax.errors import CheckpointError, NonFiniteError, StorageError, UserError
 from megabyte_jax.training import TrainState
 
+# At every save Orbax warns that it found nothing to merge of the format that is not used here.
+logging.getLogger("absl").addFilter(lambda record: "Skipping merge" not in record.getMessage())
 
-def open_manager(workdir: Path, checkpoint: Any) -> ocp.CheckpointManager:
-    """Opens the checkpoints of a run to read and write; saves are asynchronous.
+_FAILURES = 3  # in a row, after which a run ends
+_UNFINISHED = re.compile(r".*\.(orbax-checkpoint-tmp.*|deleted)")
+
+
+class Checkpoints:
+    """The checkpoints of a run that trains; they are written while it goes on.
+
+    A checkpoint counts as saved when it is committed under its step, its files have been read back
+    and have the digests of the arrays they were written from. Only then are older ones removed.
+
+    Attributes:
+        step: of the newest that is saved, or was restored; None if there is none.
+    """
+
+    def __init__(self, workdir: Path, checkpoint: Any, facts: Mapping[str, Any]) -> None:
+        """Removes what a run that was killed left unfinished; all processes do this.
+
+        Args:
+            workdir: the work directory.
+            checkpoint: `config.checkpoint`, which says how many are kept.
+            facts: to be kept in each manifest: `skip`, the ranges of batches left out, and
+                `environment`.
+
+        Raises:
+            StorageError: there can be no checkpoints.
+        """
+        self.step: int | None = None
+        self._directory = workdir.absolute() / "checkpoints"
+        self._keep, self._keep_interval = checkpoint.keep, checkpoint.keep_interval
+        self._interval, self._facts = checkpoint.interval, facts
+        self._failures, self._reason = 0, ""
+        self._writer = _writer()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+        with distributed.together():
+            if distributed.is_primary():
+                try:
+                    self._directory.mkdir(exist_ok=True)
+                except OSError as error:
+                    raise StorageError(f"{self._directory}: {error.strerror}") from None
+                _remove_unfinished(self._directory)
+
+    def __enter__(self) -> Checkpoints:
+        """Returns itself; leaving the block waits for a save that is under way."""
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(_no_traceback_of_tasks_given_up())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits."""
+        with self._stack:
+            self.finish()
+            self._pool.shutdown()
+            self._writer.close()
+
+    def save(self, state: TrainState) -> None:
+        """Starts saving a state; it may be donated as soon as this returns.
+
+        A save that fails is told when it does, and is no error before the third in a row.
+
+        Args:
+            state: after an update; all processes save the same.
+
+        Raises:
+            NonFiniteError: it is not finite; nothing is written.
+            StorageError: the three last saves failed.
+        """
+        self.finish()
+        self.require_storage()
+        step, items = int(state.step), {"params": state.params, "opt_state": state.opt_state}
+        if not bool(_all_finite(items)):
+            raise NonFiniteError(f"update {step}: the state is not finite and is not saved")
+        own = manifest.chunks(items)
+        digests = {name: x for part in distributed.gather(own) for name, x in part.items()}
+        facts = {
+            "step": step,
+            "skipped": skips.before(self._facts["skip"], step),
+            "environment": self._facts["environment"],
+        }
+        arguments = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+        description = ocp.args.JsonSave(manifest.make(items, digests, facts))
+        try:
+            if not self._directory.is_dir():  # Orbax would make it, where the disk of it was
+                raise FileNotFoundError(f"{self._directory} is gone")
+            self._writer.save(
+                self._directory / str(step),
+                args=ocp.args.Composite(**arguments, manifest=description),
+            )
+        # Orbax raises many types, the bare Exception among them.
+        except Exception as error:
+            self._fail(step, error)
+        else:
+            self._saving = self._pool.submit(self._complete, step, own)
+
+    def save_now(self, state: TrainState) -> None:
+        """Saves a state, unless that is done, and returns when it is; tries three times.
+
+        Args:
+            state: after an update.
+
+        Raises:
+            NonFiniteError: it is not finite.
+            StorageError: it cannot be saved.
+        """
+        self.finish()
+        while self.step != int(state.step):
+            self.save(state)
+            self.finish()
+
+    def finish(self) -> None:
+        """Waits for the save that is under way, if there is one."""
+        if self._saving:
+            self._saving.result()
+            self._saving = None
+
+    def require_storage(self) -> None:
+        """Raises StorageError if the three last saves failed."""
+        if self._failures >= _FAILURES:
+            kept = "none" if self.step is None else f"that of update {self.step}"
+            raise StorageError(
+                f"--workdir={self._directory.parent}: {_FAILURES} checkpoints in a row could not "
+                f"be saved ({self._reason}); the last good one is {kept}"
+            )
+
+    def _complete(self, step: int, own: Mapping[str, str]) -> None:
+        """In a thread: waits for the commit, reads back what this process wrote, then says so."""
+        path = self._directory / str(step)
+        try:
+            self._writer.wait_until_finished()
+            manifest.verify(path, own)
+        except Exception as error:
+            self._fail(step, error)
+            return
+        self.step, self._failures = step, 0
+        if distributed.is_primary():
+            files.say(f"update {step}: checkpoint saved and verified")
+            self._prune()
+
+    def _fail(self, step: int, error: Exception) -> None:
+        self._failures, self._reason = self._failures + 1, _reason(error)
+        kept = "none is saved" if self.step is None else f"the last is that of update {self.step}"
+        files.say(f"update {step}: checkpoint NOT saved: {self._reason}; {kept}")
+        with contextlib.suppress(Exception):
+            self._writer.close()
+        # What it had begun to write takes the space that the next one needs.
+        if distributed.is_primary():
+            _remove_unfinished(self._directory)
+            with contextlib.suppress(OSError):
+                _put_aside(self._directory / str(step))
+        self._writer = _writer()
+
+    def _prune(self) -> None:
+        old = _steps(self._directory)[: -self._keep]
+        for step in old:
+            if not self._keep_interval or step % self._keep_interval:
+                with contextlib.suppress(OSError):  # it stays until the next time
+                    _remove(self._directory / str(step))
+
+    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """Restores the newest state that is what it was when it was saved.
+
+        Newer ones are put aside, renamed: the run makes those again, and where they were they
+        would stand in the way of that.
+
+        Args:
+            like: a state of the same shapes and types, which lies where the restored one is to
+                lie: as `training.abstract_state` gives it, on any mesh.
+
+        Returns:
+            The state and its manifest; None if the run has no checkpoint.
+
+        Raises:
+            CheckpointError: none of the checkpoints there are can be used.
+        """
+        if not _remains(self._directory):
+            return None
+
+        def require_history(body: Mapping[str, Any]) -> None:
+            had = [tuple(pair) for pair in body["skipped"]]
+            if had != list(skips.before(self._facts["skip"], body["step"])):
+                raise CheckpointError(
+                    f"it is from before the run left out other batches: it had left out {had}"
+                )
+
+        items = {"params": like.params, "opt_state": like.opt_state}
+        step, restored, body = _restore_newest(self._directory, items, require=require_history)
+        newer = [saved for saved in _steps(self._directory) if saved > step]
+        with distributed.together():
+            for saved in newer if distributed.is_primary() else ():
+                _put_aside(self._directory / str(saved))
+        self.step = step
+        count = jax.device_put(np.int32(step), like.step.sharding)
+        return TrainState(count, restored["params"], restored["opt_state"]), body
+
+    def forget(self, after: int) -> None:
+        """Removes the checkpoints after a step, as the run goes back to before it.
+
+        Args:
+            after: the last step that may stay.
+
+        Raises:
+            NonFiniteError: none would stay of a run that had one at that step or before it.
+        """
+        self.finish()
+        steps = _steps(self._directory)
+        first = self._interval
+        if first and after >= first and not any(step <= after for step in steps):
+            raise NonFiniteError(
+                f"--workdir={self._directory.parent}: no checkpoint of update {after} or before is "
+                f"kept, only {steps}; accepted is a larger checkpoint.keep or a smaller "
+                "guard.rollback_window"
+            )
+        with distributed.together():
+            for step in steps if distributed.is_primary() else ():
+                if step > after:
+                    _remove(self._directory / str(step))
+
+
+def require_space(workdir: Path, config: Any, like: TrainState) -> None:
+    """Checks that there is room for as many checkpoints as are kept and one more.
 
     Args:
         workdir: the work directory.
-        checkpoint: `config.checkpoint`, which says how many are kept.
-    """
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=checkpoint.keep,
-        keep_period=checkpoint.keep_interval or None,
-        cleanup_tmp_directories=True,
-    )
-    return ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options)
-
-
-def save(manager: ocp.CheckpointManager, state: TrainState) -> None:
-    """Starts saving a state under its step; the state may be donated as soon as this returns.
-
-    Args:
-        manager: of the run.
-        state: after an update.
-    """
-    items = {
-        "params": ocp.args.StandardSave(state.params),
-        "opt_state": ocp.args.StandardSave(state.opt_state),
-    }
-    manager.save(int(state.step), args=ocp.args.Composite(**items))
-
-
-def restore_state(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """Restores the newest state that can be read, and puts newer ones aside, renamed.
-
-    The run makes those again; where they were they would stand in the way of that.
-
-    Args:
-        manager: of the run.
-        like: a state of the same shapes and types, which lies where the restored one is to lie: as
-            `training.abstract_state` gives it, on any mesh.
-
-    Returns:
-        The state, or None if the run has no checkpoint.
+        config: `config.checkpoint`.
+        like: a state or its shapes and types.
 
     Raises:
-        CheckpointError: none of the checkpoints there are can be read.
+        StorageError: there is not.
     """
-    if not manager.all_steps():
-        return None
-    step, items = _restore_newest(manager, {"params": like.params, "opt_state": like.opt_state})
-    damaged = [saved for saved in manager.all_steps() if saved > step]
-    with distributed.together():
-        for newer in damaged if distributed.is_primary() else ():
-            folder = Path(manager.directory)
-            (folder / str(newer)).rename(folder / f"{newer}.damaged.{time.time_ns()}")
-    manager.reload()
-    count = jax.device_put(np.int32(step), like.step.sharding)
-    return TrainState(count, items["params"], items["opt_state"])
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
+    directory = workdir / "checkpoints"
+    there = len(_steps(directory)) if directory.is_dir() else 0
+    needed = size * max(config.keep + 1 - there, 1)
+    free = shutil.disk_usage(workdir).free
+    if free < needed:
+        raise StorageError(
+            f"--workdir={workdir}: {free:,} bytes are free; needed are {needed:,}, as a checkpoint "
+            f"takes {size:,}"
+        )
 
 
 def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
@@ -91,47 +281,139 @@ def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[i
         UserError: the run has no such checkpoint.
         CheckpointError: none of the checkpoints can be read.
     """
-    if not (workdir / "checkpoints").is_dir():
-        raise UserError(f"--workdir={workdir}: has no checkpoint yet; accepted is a trained run")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager(workdir.absolute() / "checkpoints", options=options) as manager:
-        steps = manager.all_steps()
-        if not steps or (step is not None and step not in steps):
-            raise UserError(
-                f"--workdir={workdir}: has no checkpoint {'yet' if step is None else step}; "
-                f"accepted is a trained run{f', with checkpoints {sorted(steps)}' if steps else ''}"
-            )
-        found, items = _restore_newest(manager, {"params": like}, step)
-    return found, items["params"]
+    directory = workdir.absolute() / "checkpoints"
+    remains = directory.is_dir() and _remains(directory)
+    steps = _steps(directory) if remains else []
+    if not remains or (step is not None and step not in steps):
+        raise UserError(
+            f"--workdir={workdir}: has no checkpoint {'yet' if step is None else step}; "
+            f"accepted is a trained run{f', with checkpoints {steps}' if steps else ''}"
+        )
+    while True:
+        try:
+            found, items, _ = _restore_newest(directory, {"params": like}, step)
+            return found, items["params"]
+        except CheckpointError:
+            # A run that trains removes old ones, and has newer ones then.
+            before, steps = steps, _steps(directory)
+            if step is not None or steps == before:
+                raise
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
+
+
+def _writer() -> ocp.AsyncCheckpointer:
+    """Writes each shard of an array to a file of its plain bytes; `manifest` relies on it."""
+    whole_shards = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, whole_shards))
+    arrays = {
+        name: ocp.PyTreeCheckpointHandler(
+            use_ocdbt=False, use_compression=False, type_handler_registry=registry
+        )
+        for name in ("params", "opt_state")
+    }
+    return ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(**arrays, manifest=ocp.JsonCheckpointHandler())
+    )
+
+
+def _steps(directory: Path) -> list[int]:
+    """Steps of what may be a checkpoint, in order."""
+    return sorted(
+        int(path.name)
+        for path in directory.iterdir()
+        if re.fullmatch(r"0|[1-9][0-9]{0,18}", path.name)
+    )
+
+
+def _remains(directory: Path) -> bool:
+    """Whether anything but saves that never ended is there."""
+    return any(not _UNFINISHED.fullmatch(path.name) for path in directory.iterdir())
+
+
+def _remove_unfinished(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        for path in directory.iterdir():
+            if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint, of which a run that is killed meanwhile leaves no half."""
+    shutil.rmtree(path.rename(path.with_suffix(".deleted")))
+
+
+def _put_aside(path: Path) -> None:
+    path.rename(path.with_name(f"{path.name}.damaged.{time.time_ns()}"))
 
 
 def _restore_newest(
-    manager: ocp.CheckpointManager, like: dict[str, Any], only: int | None = None
-) -> tuple[int, dict[str, Any]]:
-    target = jax.tree.map(_placed, like)
-    args = ocp.args.Composite(**{k: ocp.args.StandardRestore(v) for k, v in target.items()})
-    steps = [only] if only is not None else sorted(manager.all_steps(), reverse=True)
+    directory: Path,
+    like: dict[str, Any],
+    only: int | None = None,
+    require: Callable[[Mapping[str, Any]], None] = lambda body: None,
+) -> tuple[int, dict[str, Any], dict[str, Any]]:
+    found = _steps(directory)
+    steps = [only] if only is not None else found[::-1]
     for step in steps:
-        items = None
+        restored = None
         try:
-            with _no_traceback_of_reads_given_up():
-                restored = manager.restore(step, args=args)
-            items = {name: restored[name] for name in like}
+            restored = _restore(directory / str(step), like, require)
         # Orbax raises many types, the bare Exception among them, on a damaged checkpoint.
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            print(f"checkpoint {step} cannot be read: {reason}", file=sys.stderr)
-        if distributed.anywhere(items is None) or items is None:  # then no process uses it
+            files.say(f"checkpoint {step} cannot be read: {_reason(error)}")
+        if distributed.anywhere(restored is None) or restored is None:  # then no process uses it
             continue
         if step != steps[0] and distributed.is_primary():
-            print(f"checkpoint {step} is used instead", file=sys.stderr)
-        return step, items
-    raise CheckpointError(f"{manager.directory}: none of the checkpoints {steps} can be read")
+            files.say(f"checkpoint {step} is used instead")
+        return step, *restored
+    others = sorted({path.name for path in directory.iterdir()} - {str(step) for step in found})
+    raise CheckpointError(
+        f"{directory}: none of the checkpoints {steps} can be read"
+        + (f"; {' '.join(others[:5])} there are no checkpoints" if others else "")
+    )
+
+
+def _restore(
+    path: Path, like: dict[str, Any], require: Callable[[Mapping[str, Any]], None]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The items of a checkpoint, of which each process verifies its part before reading them."""
+    error = None
+    try:
+        if path.is_symlink() or not path.is_dir():
+            raise CheckpointError("it is no directory, or a symbolic link")
+        body = manifest.read(path, like)
+        require(body)
+        names = sorted(name for name in body["digests"] if name.partition("/")[0] in like)
+        mine = names[jax.process_index() :: jax.process_count()]
+        manifest.verify(path, {name: body["digests"][name] for name in mine})
+    except (CheckpointError, OSError) as failure:
+        error = failure
+    # Reading it is done by all processes or by none.
+    if distributed.anywhere(error is not None):
+        raise error or CheckpointError("another process found it damaged")
+    target = jax.tree.map(_placed, like)
+    arguments = {
+        name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
+        for name, tree in target.items()
+    }
+    with _writer() as reader, _no_traceback_of_tasks_given_up():
+        restored = reader.restore(path, args=ocp.args.Composite(**arguments))
+    return {name: restored[name] for name in like}, body
+
+
+def _reason(error: Exception) -> str:
+    strerror = getattr(error, "strerror", None)
+    # TensorStore says all that it was asked for.
+    return strerror or (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 @contextlib.contextmanager
-def _no_traceback_of_reads_given_up() -> Iterator[None]:
-    """When a read fails, Orbax leaves dozens behind that then find its event loop closed."""
+def _no_traceback_of_tasks_given_up() -> Iterator[None]:
+    """When one fails, Orbax leaves dozens behind that then find its event loop closed."""
     shown = sys.unraisablehook
 
     def hook(problem: sys.UnraisableHookArgs) -> None:
