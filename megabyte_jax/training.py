@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -95,8 +96,12 @@ def make_train_step(
     seed: int,
     grad_accumulation: int = 1,
     like: TrainState | None = None,
+    guard: Any = None,
 ) -> Any:
     """Makes the jitted update; it takes over (donates) the state it is given.
+
+    An update is applied only if all that it comes from is finite and it is no spike. Else the
+    arrays of the state stay as they are, and only its counts of updates go on, as in `pass_over`.
 
     Args:
         model: the model.
@@ -106,13 +111,17 @@ def make_train_step(
         grad_accumulation: equal parts the batch is computed in, one after another: part i has the
             rows i, i + grad_accumulation, ..., so that each device has its share of every part.
         like: where the state lies, as `abstract_state` says; None for the default device.
+        guard: `config.guard`, which says what is a spike; None if nothing is.
 
     Returns:
         Jitted function of the state and uint8 [B, T] bytes to the next state and the metrics of
         the update, float32 []: loss in nats per byte and grad_norm, before clipping, of the
-        parameters it began with; learning_rate; param_norm of the parameters it made.
+        parameters it began with; learning_rate; param_norm of the parameters it made. Beside them
+        `finite`, bool [N], for each of `judged`; and `applied`, bool [].
     """
     places = _places(like)
+    max_loss = (guard and guard.max_loss * math.log(2)) or math.inf
+    max_grad_norm = (guard and guard.max_grad_norm) or math.inf
 
     def split_as_params(grads: functional.Params) -> functional.Params:
         return jax.lax.with_sharding_constraint(grads, places.params) if places else grads
@@ -137,14 +146,73 @@ def make_train_step(
         opt_state = state.opt_state
         if places:
             opt_state = jax.device_put(opt_state, sharding.on_device(places.opt_state))
-        updates, opt_state = optimizer.update(grads, opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        finite = _finite((state.params, opt_state, loss, grads))
+        grad_norm = optax.tree.norm(grads)
+        applied = finite.all() & (loss <= max_loss) & (grad_norm <= max_grad_norm)
+        updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
+        params = _where(applied, optax.apply_updates(state.params, updates), state.params)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": grad_norm,
             "learning_rate": jnp.float32(schedule(state.step)),
             "param_norm": optax.tree.norm(params),
+            "finite": finite,
+            "applied": applied,
         }
+        opt_state = _where(applied, new_opt_state, opt_state)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=places and (places, None))
+
+
+def judged(state: TrainState) -> list[str]:
+    """Names of what an update comes from, in the order of its metric `finite`.
+
+    Args:
+        state: or its shapes and types.
+    """
+    loss = jax.ShapeDtypeStruct((), jnp.float32)
+    parts = ("params", state.params), ("opt_state", state.opt_state), ("loss", loss)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for name, part in (*parts, ("grads", state.params))
+        for path, x in jax.tree.leaves_with_path({name: part})
+        if _may_be_infinite(x)
+    ]
+
+
+def make_pass_over(like: TrainState | None = None) -> Any:
+    """Makes the jitted update that leaves a batch out; it donates the state it is given.
+
+    Args:
+        like: where the state lies, as `abstract_state` says; None for the default device.
+
+    Returns:
+        Jitted function of the state to the next, which differs in its counts of updates alone, so
+        that the schedule goes on.
+    """
+
+    def one(x: jax.Array) -> jax.Array:
+        return x if _may_be_infinite(x) else x + 1
+
+    return jax.jit(
+        lambda state: jax.tree.map(one, state), donate_argnums=0, out_shardings=_places(like)
+    )
+
+
+def _may_be_infinite(x: Any) -> bool:
+    """Whether it is an array of numbers rather than a count of updates, the only integers."""
+    return jnp.issubdtype(x.dtype, jnp.floating)
+
+
+def _finite(tree: Any) -> jax.Array:
+    """Bool [N], for each array of numbers; by its sum of squares, which is cheapest."""
+    leaves = [x.astype(jnp.float32) for x in jax.tree.leaves(tree) if _may_be_infinite(x)]
+    return jnp.isfinite(jnp.stack([jnp.sum(jnp.square(x)) for x in leaves]))
+
+
+def _where(applied: jax.Array, new: Any, old: Any) -> Any:
+    def one(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(applied, new, old) if _may_be_infinite(new) else new
+
+    return jax.tree.map(one, new, old)

@@ -6,7 +6,7 @@ import pytest
 
 from megabyte_jax import evaluation
 from megabyte_jax.optimizer import make_optimizer
-from megabyte_jax.training import init_state, make_train_step
+from megabyte_jax.training import init_state, judged, make_pass_over, make_train_step
 from tests import runs
 
 BATCH = np.random.default_rng(0).integers(0, 256, (4, runs.T), np.uint8)
@@ -65,3 +65,56 @@ def test_an_update_counts_itself_and_reports_the_rate_it_used():
     state, metrics = one_update(step=7)
     assert state.step == 8 and state.step.dtype == np.int32
     np.testing.assert_allclose(metrics["learning_rate"], 0.01)
+
+
+def poisoned(state, name):
+    """The state with one value of the leaf of this name replaced."""
+
+    def one(path, x):
+        here = jax.tree_util.keystr(path, simple=True, separator=".") == name
+        return x.reshape(-1).at[-1].set(np.nan).reshape(x.shape) if here else x
+
+    tree = {"params": state.params, "opt_state": state.opt_state}
+    return state._replace(**jax.tree.map_with_path(one, tree))
+
+
+def same(one, two):
+    return all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes()
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
+    )
+
+
+def test_what_is_not_finite_is_named_and_nothing_is_applied():
+    start, update = step_of(runs.tiny_model(init="scaled"), 1, 0)
+    names = judged(start)
+    for name in [name for name in names if name.startswith(("params", "opt_state"))]:
+        state = poisoned(jax.tree.map(jax.numpy.array, start), name)
+        expected = make_pass_over()(jax.tree.map(jax.numpy.array, state))
+        after, metrics = update(state, BATCH)
+        bad = [n for n, ok in zip(names, metrics["finite"], strict=True) if not ok]
+        assert name in bad and not metrics["applied"]
+        assert not any(n.startswith(("params", "opt_state")) and n != name for n in bad)
+        assert same(after, expected)
+
+
+@pytest.mark.parametrize("key, below", [("max_loss", 7.9), ("max_grad_norm", 1.0)])
+def test_a_spike_is_not_applied_and_what_is_below_it_is(key, below):
+    model, config = runs.tiny_model(init="scaled"), runs.tiny_config("stdlib")
+    optimizer = make_optimizer(config.optimizer, rate)
+    for limit, applied in ((below, False), (100.0, True)):
+        config.guard[key] = limit
+        update = make_train_step(model, optimizer, rate, 0, 1, None, config.guard)
+        start = init_state(model, optimizer, 0)
+        expected = one_update()[0] if applied else make_pass_over()(init_state(model, optimizer, 0))
+        after, metrics = update(start, BATCH)
+        assert bool(metrics["applied"]) == applied and bool(metrics["finite"].all())
+        assert same(after, expected)
+
+
+def test_a_batch_that_is_left_out_leaves_the_schedule_where_it_would_be():
+    start, _ = step_of(runs.tiny_model(init="scaled"), 1, 0)
+    after = make_pass_over()(jax.tree.map(jax.numpy.array, start))
+    made = one_update()[0]
+    counts = lambda state: [int(x) for x in jax.tree.leaves(state) if x.dtype == np.int32]  # noqa: E731
+    assert counts(after) == counts(made) and same(after.params, start.params)

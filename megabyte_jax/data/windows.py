@@ -135,6 +135,11 @@ class TrainWindows:
             self._read(start, row)
         return out
 
+    def starts(self, step: int) -> NDArray[np.int64]:
+        """Returns int64[B], where in the stream the windows in the batch of a step begin."""
+        first = step * self.batch_size
+        return self._starts(np.arange(first, first + self.batch_size, dtype=np.int64))
+
     def _starts(self, sample: NDArray[np.int64]) -> NDArray[np.int64]:
         """Returns where in the stream the windows of these samples begin."""
         epochs, windows = np.divmod(sample, self.num_windows)
