@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import importlib.metadata
+import itertools
 import json
-import os
-import re
 import secrets
 import socket
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,144 +16,96 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state as _jax_state
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 from numpy.typing import NDArray
 
-from megabyte_jax.errors import PeerError, RunError, UserError
+from megabyte_jax.errors import RunError, UserError
+from megabyte_jax.joining import join
+from megabyte_jax.peers import FOREVER, ROOT, Peers
 
-_ALONE = "--num_processes=1 for a process by itself"
+_gathered = itertools.count()
 
 
-def start(coordinator: str, num_processes: int, process_id: int, timeout: float = 300) -> None:
+_peers: Peers | None = None
+
+
+def start(
+    coordinator: str,
+    num_processes: int,
+    process_id: int,
+    timeout: float = 300,
+    peer_seconds: float = 60,
+) -> None:
     """Joins the processes of a run; before anything that asks JAX for its devices.
 
     Without any of the three flags JAX says what the process is part of: a Cloud TPU slice, a
     Kubernetes, Slurm or Open MPI job. Where that is nothing, it is a process by itself.
+
+    From then on a process that is lost or fails ends the others, from a thread; docs/reliability.md
+    says how.
 
     Args:
         coordinator: HOST:PORT at which process 0 listens, the same for all; "" if not given.
         num_processes: of all hosts; 1 alone is a process by itself, -1 if not given.
         process_id: of this one, from 0; -1 if not given.
         timeout: seconds until all have to be there.
+        peer_seconds: without a sign of life of a process until it is lost; 0 for never.
 
     Raises:
-        UserError: the flags are incomplete or nonsense, or what was detected cannot be used.
+        UserError: the flags are incomplete or nonsense, what was detected cannot be used, or the
+            processes do not run the same code on as many devices each.
         PeerError: the others are not there in time.
     """
-    if coordinator or process_id != -1 or num_processes not in (-1, 1):
-        _check(coordinator, num_processes, process_id)
-        _join(
-            timeout,
-            coordinator_address=coordinator,
-            num_processes=num_processes,
-            process_id=process_id,
-            cluster_detection_method="deactivate",
-        )
-    elif num_processes == -1:
-        try:
-            _join(timeout)
-        except RunError:
-            raise
-        except Exception as error:
-            # JAX has no other way to say that it found nothing, or that it is in use already, as in
-            # a notebook.
-            if not re.search("coordinator_address should be|must be called before", str(error)):
-                raise UserError(
-                    f"the job that this process seems to be part of cannot be used "
-                    f"({type(error).__name__}: {error}); accepted are --coordinator, "
-                    f"--num_processes and --process_id, or {_ALONE}"
-                ) from error
+    join(coordinator, num_processes, process_id, timeout, peer_seconds)
+    if _jax_state.client is not None and _jax_state.num_processes > 1:
+        _meet(_jax_state.client, timeout, peer_seconds)
 
 
-def _check(coordinator: str, num_processes: int, process_id: int) -> None:
-    address = re.fullmatch(r"(\[[\da-fA-F:.]+\]|[\w.-]+):(\d{1,5})", coordinator, re.ASCII)
-    if not address or not 0 < int(address[2]) < 2**16:
-        raise UserError(
-            f"--coordinator={coordinator!r}: accepted is HOST:PORT of process 0, as in "
-            f"10.0.0.1:8476, with --num_processes and --process_id; or {_ALONE}"
-        )
-    if not 0 < num_processes < 2**20:
-        raise UserError(
-            f"--num_processes={num_processes}: accepted is how many take part, at least 1"
-        )
-    if not 0 <= process_id < num_processes:
-        raise UserError(
-            f"--process_id={process_id}: accepted is a number from 0 to {num_processes - 1}, as "
-            f"--num_processes={num_processes}, another one for each process"
-        )
+def _meet(client: Any, timeout: float, peer_seconds: float) -> None:
+    global _peers
+    process = _jax_state.process_id
+    hello = json.dumps([socket.gethostname(), _versions()])
+    told = [json.loads(text) for text in _exchange(client, "hello", process, hello, timeout)]
+    hosts = [host for host, _ in told]
+    _peers = Peers(client, _jax_state.coordinator_address or "", process, hosts, peer_seconds)
+    _peers.start()
+    _require_same("version", [versions for _, versions in told])
+    devices = Counter(device.process_index for device in jax.devices())
+    if len(set(devices.values())) > 1:
+        each = " ".join(str(devices[index]) for index in sorted(devices))
+        raise UserError(f"devices of the processes: {each}; accepted is the same number of each")
 
 
-def _join(timeout: float, **arguments: Any) -> None:
-    """Calls `jax.distributed.initialize`, which ends the process itself where a peer is missing."""
-    if arguments.get("process_id") == 0:
-        _require_free(arguments["coordinator_address"])
-    # Otherwise SIGTERM only sets a flag of JAX's, and a run that is told to stop goes on.
-    jax.config.update("jax_enable_preemption_service", False)
-    failures: list[Exception] = []
-
-    def initialize() -> None:
-        try:
-            jax.distributed.initialize(
-                local_device_ids=_local_device_ids(detected=not arguments),
-                initialization_timeout=int(timeout) + 60,
-                **arguments,
-            )
-        except Exception as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=initialize, daemon=True)
-    thread.start()
-    thread.join(min(10, timeout))
-    if thread.is_alive() and timeout > 10:
-        print("waiting for the other processes ...", file=sys.stderr, flush=True)
-        thread.join(timeout - 10)
-    if thread.is_alive():
-        address = arguments.get("coordinator_address", "the coordinator that was detected")
-        raise PeerError(
-            f"not all processes came to {address} within {timeout:g} s; accepted are as many as "
-            f"--num_processes says, that can connect to process 0; or {_ALONE}"
-        )
-    if failures:
-        raise failures[0]
+def _versions() -> dict[str, str]:
+    """Of what has to be the same everywhere, by name."""
+    names = ("jax", "jaxlib", "flax", "optax", "numpy")
+    package = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        contents = path.read_bytes()
+        digest.update(f"{path.relative_to(package)} {len(contents)} ".encode() + contents)
+    code = {"source of megabyte_jax (its digest)": digest.hexdigest()[:16]}
+    return {name: importlib.metadata.version(name) for name in names} | code
 
 
-def _require_free(coordinator: str) -> None:
-    """A port that is taken is a segmentation fault in JAX."""
-    port = int(coordinator.rpartition(":")[2])
-    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-    with socket.socket(family) as probe:
-        # A run that was killed a moment ago does not keep its port.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("", port))
-        except OSError as error:
-            raise UserError(
-                f"--coordinator={coordinator}: {error.strerror}; accepted is a port that is free "
-                "on the host of process 0"
-            ) from None
+def _exchange(
+    client: Any, name: str, process: int, text: str, timeout: float = FOREVER / 1000
+) -> list[str]:
+    """What each process says, by process, through the store of the coordinator.
 
-
-def _local_device_ids(detected: bool) -> list[int] | None:
-    """Which GPUs of its host a process takes, of those it sees.
-
-    Where a job is detected, JAX gives each process the one GPU of its number on the host, also if
-    it is the only process there or sees no other GPU.
-
-    Returns:
-        [] for all; None to leave it to JAX.
+    Args:
+        client: of JAX's.
+        name: of this exchange, of which there is one.
+        process: number of this one.
+        text: that it says.
+        timeout: seconds until all have to be there.
     """
-    job = os.environ
-    if "JAX_LOCAL_DEVICE_IDS" in job:
-        return None
-    if "OMPI_COMM_WORLD_LOCAL_SIZE" in job:
-        one_per_host = job["OMPI_COMM_WORLD_LOCAL_SIZE"] == "1"
-    else:
-        one_per_host = job.get("SLURM_NTASKS") == job.get("SLURM_STEP_NUM_NODES")
-    seen = job.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    own = job.get("SLURM_GPUS_PER_TASK", "1").rpartition(":")[2]  # "2" or "h100:2"
-    bound = seen != [""] and str(len(seen)) == own
-    return None if detected and not one_per_host and not bound else []
+    client.key_value_set(f"{ROOT}/{name}/{process}", text)
+    client.wait_at_barrier(f"{ROOT}/{name}", int(timeout * 1000))
+    said = client.key_value_dir_get(f"{ROOT}/{name}/")
+    return [text for _, text in sorted((int(key.rpartition("/")[2]), text) for key, text in said)]
 
 
 def is_primary() -> bool:
@@ -162,24 +113,25 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def _alone() -> bool:
+def is_alone() -> bool:
+    """Whether this process is all of the run."""
     # Before a look at the devices, which takes seconds where they are TPUs.
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def _gather(text: str) -> list[str]:
-    """What each process says, by process."""
-    counts = Counter(device.process_index for device in jax.devices())
-    if len(set(counts.values())) > 1:
-        each = " ".join(str(counts[index]) for index in sorted(counts))
-        raise UserError(f"devices of the processes: {each}; accepted is the same number of each")
-    data = np.frombuffer(text.encode(), np.uint8)
-    heads = multihost_utils.process_allgather(np.array([jax.process_index(), data.size]))
-    # A power of two, so that few sizes are compiled.
-    room = np.zeros(1 << int(heads[:, 1].max()).bit_length(), np.uint8)
-    room[: data.size] = data
-    rows = multihost_utils.process_allgather(room)
-    return [bytes(rows[row, : heads[row, 1]]).decode() for row in heads[:, 0].argsort()]
+    """What each process says, by process; all of them call this."""
+    name = f"gather/{next(_gathered)}"
+    return _exchange(_jax_state.client, name, jax.process_index(), text)
+
+
+def gather(value: Any) -> list[Any]:
+    """What each process has, by process; all of them call this.
+
+    Args:
+        value: of what JSON can hold.
+    """
+    return [value] if is_alone() else [json.loads(text) for text in _gather(json.dumps(value))]
 
 
 def agree(what: str, values: Mapping[str, Any]) -> None:
@@ -193,9 +145,12 @@ def agree(what: str, values: Mapping[str, Any]) -> None:
         UserError: they are not the same everywhere; every process raises the same error, which
             names the first that differs.
     """
-    if _alone():
+    if is_alone():
         return
-    told = [json.loads(text) for text in _gather(json.dumps(dict(values)))]
+    _require_same(what, [json.loads(text) for text in _gather(json.dumps(dict(values)))])
+
+
+def _require_same(what: str, told: Sequence[Mapping[str, Any]]) -> None:
     for name in sorted(set().union(*told)):
         processes: dict[str, list[int]] = {}
         for process, theirs in enumerate(told):
@@ -228,7 +183,7 @@ def together() -> Iterator[None]:
         yield
     except RunError as failure:
         error = failure
-    if _alone():
+    if is_alone():
         if error:
             raise error
         return
@@ -245,9 +200,42 @@ def together() -> Iterator[None]:
 
 def anywhere(flag: bool) -> bool:
     """Whether something is so on any process; all of them call this."""
-    if _alone():
+    if is_alone():
         return flag
-    return bool(multihost_utils.process_allgather(np.int32(flag)).any())
+    return "True" in _gather(str(bool(flag)))
+
+
+def preempted_together(requested: bool) -> bool:
+    """Whether all processes stop here; all of them call this, once after each update.
+
+    Args:
+        requested: whether this process is to stop. It waits for a second or two until all know;
+            otherwise this takes microseconds.
+
+    Returns:
+        The same on all processes: true from some call on after one of them was requested.
+    """
+    return _peers.stop_together(requested) if _peers else requested
+
+
+def tell(status: int, error: BaseException | str) -> None:
+    """Tells the other processes that this one ends with an error, as none can go on without it.
+
+    They end with the same status, unless they do so by themselves in a few seconds.
+
+    Args:
+        status: with which this process exits.
+        error: why.
+    """
+    if _peers:
+        _peers.tell(status, error)
+
+
+def leave() -> None:
+    """Waits for the other processes to come to their end as well; before `os._exit`."""
+    if _peers:
+        _peers.leave()
+        jax.distributed.shutdown()
 
 
 def require_shared(directory: Path) -> None:
@@ -259,7 +247,7 @@ def require_shared(directory: Path) -> None:
     Raises:
         UserError: a process does not see what process 0 writes there.
     """
-    if _alone():
+    if is_alone():
         return
     name = f".shared-{secrets.token_hex(8)}"
     if is_primary():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megabyte_jax import distributed, sharding
+from megabyte_jax import distributed, joining, sharding
 from megabyte_jax.errors import PeerError, UserError
 from tests import hosts
 
@@ -75,7 +75,7 @@ def test_a_process_by_itself_agrees_with_itself(tmp_path):
 def test_flags_that_cannot_be_are_refused_and_others_join(coordinator, num_processes, process_id):
     joined = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distributed, "_join", lambda timeout, **given: joined.append(given))
+        patch.setattr(joining, "_join", lambda *_, **given: joined.append(given))
         try:
             distributed.start(coordinator, num_processes, process_id)
         except UserError as error:

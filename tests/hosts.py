@@ -10,6 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
+from configs import base
+from megabyte_jax import run_config
 from tests import runs
 
 Arguments = Callable[[int], Sequence[str]]
@@ -30,6 +34,17 @@ def free_port() -> int:
 def flags(process: int, num_processes: int, port: int) -> list[str]:
     joined = [f"--num_processes={num_processes}", f"--process_id={process}"]
     return [f"--coordinator=localhost:{port}", *joined]
+
+
+def train_arguments(config: ConfigDict, workdir: Path) -> list[str]:
+    """Of train.py in each process."""
+    before = run_config.flatten(base.get_config())
+    changed = [
+        f"--config.{key}={value}"
+        for key, value in run_config.flatten(config).items()
+        if value != before[key]
+    ]
+    return ["train.py", f"--config={runs.ROOT}/configs/base.py", f"--workdir={workdir}", *changed]
 
 
 @contextlib.contextmanager
@@ -67,15 +82,21 @@ def launch(
     arguments: Arguments,
     devices: int,
     timeout: float = 120,
+    grace: float = 10,
+    stopped: int | None = None,
     **environment: str,
 ) -> list[Outcome]:
-    """What becomes of each process; when one fails, the others have ten seconds more."""
+    """What becomes of each process; when one fails, the others have `grace` seconds more.
+
+    One that is `stopped` is not waited for.
+    """
     deadline = time.monotonic() + timeout
     with started(logs, num_processes, arguments, devices, **environment) as processes:
         failed = False
-        while None in [child.poll() for child in processes] and time.monotonic() < deadline:
+        waited = [child for i, child in enumerate(processes) if i != stopped]
+        while None in [child.poll() for child in waited] and time.monotonic() < deadline:
             if not failed and any(child.returncode for child in processes):
-                failed, deadline = True, min(deadline, time.monotonic() + 10)
+                failed, deadline = True, min(deadline, time.monotonic() + grace)
             time.sleep(0.05)
     return [
         Outcome(child.returncode, *((logs / f"{i}.{s}").read_text() for s in ("out", "err")))
