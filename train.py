@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -17,42 +18,115 @@ from ml_collections import ConfigDict, config_flags
 from megabyte_jax import cli
 
 if TYPE_CHECKING:  # so that --help does not wait for JAX
+    import jax
+    from jax.sharding import Mesh
+    from optax import GradientTransformation, Schedule
+
+    from megabyte_jax.checkpoint import Checkpoints
+    from megabyte_jax.data.corpus import Corpus
+    from megabyte_jax.data.windows import TrainWindows
+    from megabyte_jax.guard import Guard
+    from megabyte_jax.metrics import Reporter
     from megabyte_jax.models.config import ModelConfig
     from megabyte_jax.models.functional import Params
+    from megabyte_jax.preemption import Preemption
+    from megabyte_jax.skips import Ranges
+    from megabyte_jax.training import Metrics, TrainState
+    from megabyte_jax.watchdog import Watchdog
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The config file.", lock_config=True)
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of all the run makes.", required=True)
+VALIDATE_ONLY = flags.DEFINE_boolean("validate_only", False, "Prints what the run would be.")
+ACCEPT_CONFIG_CHANGE = flags.DEFINE_boolean(
+    "accept_config_change", False, "Goes on although the numbers of the updates to come change."
+)
 PROCESSES = cli.define_processes()
 flags.mark_flag_as_required("config")
 
 
-def train(config: ConfigDict, workdir: str, devices: Sequence[Any] | None = None) -> None:
+class Run(NamedTuple):
+    """What a run is made of, from its config, its data and its devices."""
+
+    config: ConfigDict
+    directory: Path
+    model: ModelConfig
+    mesh: Mesh
+    steps: int
+    schedule: Schedule
+    optimizer: GradientTransformation
+    like: TrainState
+    splits: dict[str, Corpus]
+    sampler: TrainWindows
+    preemption: Preemption
+
+
+def train(
+    config: ConfigDict,
+    workdir: str,
+    devices: Sequence[Any] | None = None,
+    preemption: Preemption | None = None,
+    *,
+    accept_config_change: bool = False,
+) -> None:
     """Trains a model from its last checkpoint, if there is one, to the end of its budget.
 
     Args:
         config: as `configs/base.py` declares it.
         workdir: the work directory, made if need be.
         devices: of which the mesh is made; None for all that are attached, to all processes.
+        preemption: which listens to signals; None if nothing does.
+        accept_config_change: whether a run goes on with other settings than it began with.
 
     Raises:
         UserError: the config or the directory cannot be used.
         DataError: the data cannot be read.
-        NonFiniteError: the loss or the gradients are no longer finite.
-        CheckpointError: there are checkpoints and none can be read.
+        NonFiniteError: the state, or an update of it, is not to be trusted.
+        CheckpointError: there are checkpoints and none can be used.
+        StorageError: there is no room for checkpoints, or they cannot be written.
+        LockedError: another run has the directory.
     """
     # Here and not above, so that --help does not wait for JAX.
     import jax
 
-    from megabyte_jax import checkpoint, distributed, evaluation, flops, run_config, sharding
-    from megabyte_jax.data import datasets, media, windows
-    from megabyte_jax.metrics import Reporter
-    from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
-    from megabyte_jax.training import abstract_state, init_state, make_train_step
+    from megabyte_jax import distributed, lock, run_config
+    from megabyte_jax.preemption import Preemption
 
-    distributed.agree("config", run_config.flatten(config))
+    with distributed.together():
+        run_config.validate(config)  # before the others are told of it, as JSON
+    told = {"--accept_config_change": accept_config_change}
+    distributed.agree("config", run_config.flatten(config) | told)
+    with contextlib.ExitStack() as stack:
+        with distributed.together():
+            if distributed.is_primary():
+                stack.enter_context(lock.hold(workdir))
+        run = prepare(
+            config,
+            workdir,
+            devices or jax.devices(),
+            preemption or Preemption(),
+            accept_config_change,
+        )
+        stack.enter_context(jax.set_mesh(run.mesh))
+        while not go_on(run):  # a run that goes back, over bad batches, begins again there
+            pass
+
+
+def prepare(
+    config: ConfigDict,
+    workdir: str,
+    devices: Sequence[Any],
+    preemption: Preemption,
+    accept_config_change: bool,
+) -> Run:
+    """Checks all that can be checked before anything is compiled; see `train`."""
+    from megabyte_jax import checkpoint, distributed, run_config, sharding
+    from megabyte_jax.data import datasets
+    from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
+    from megabyte_jax.training import abstract_state
+
     with distributed.together():
         model = run_config.validate(config)
-        mesh = sharding.make_mesh(config.mesh, devices or jax.devices())
+        mesh = sharding.make_mesh(config.mesh, devices)
         sharding.check(mesh.shape, model, config.train.batch_size, config.train.grad_accumulation)
         steps = num_steps(config.train, model.seq_len)
         schedule = make_schedule(config.optimizer, config.train, model.seq_len)
@@ -63,78 +137,206 @@ def train(config: ConfigDict, workdir: str, devices: Sequence[Any] | None = None
     splits = {"train": documents, "valid": valid}
     distributed.agree("data", {name: split.fingerprint for name, split in splits.items()})
     with distributed.together():
-        directory = run_config.open_workdir(workdir, config, splits)
-    distributed.require_shared(directory)
-    rate = flops.matmul_rate(model.dtype) * mesh.size
+        path = run_config.open_workdir(
+            workdir, config, splits, accept_config_change=accept_config_change
+        )
+        checkpoint.require_space(path, config.checkpoint, like)
+    distributed.require_shared(path)
+    return Run(
+        config, path, model, mesh, steps, schedule, optimizer, like, splits, sampler, preemption
+    )
 
-    intervals = [part.interval for part in (config.eval, config.sample, config.checkpoint)]
+
+def go_on(run: Run) -> bool:
+    """Trains from the last checkpoint on, or from the initial state.
+
+    Returns:
+        Whether the budget is spent; if not, the run has gone back, to leave some batches out.
+    """
+    from megabyte_jax import checkpoint, distributed, environment, files, flops, skips
+    from megabyte_jax.guard import Guard, RollBack
+    from megabyte_jax.metrics import Reporter
+    from megabyte_jax.training import init_state, judged
+    from megabyte_jax.watchdog import Watchdog
+
+    config, model, primary = run.config, run.model, distributed.is_primary()
+    rolled_back = skips.read(run.directory)
+    skip = skips.union([*config.train.skip, *rolled_back])
+    now = environment.fingerprint(run.mesh)
+    facts = {"skip": skip, "environment": now}
+    rate = flops.matmul_rate(model.dtype) * run.mesh.size
+    with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog())
+        watchdog.begin("starting", config.watchdog.pause_seconds)
+        checkpoints = stack.enter_context(
+            checkpoint.Checkpoints(run.directory, config.checkpoint, facts)
+        )
+        restored = checkpoints.restore(run.like)
+        if restored:
+            state, before = restored
+            for changed in environment.differences(before["environment"], now):
+                if primary:
+                    files.say(f"not bit for bit as it would have been: {changed}")
+        else:
+            if primary:
+                files.say("compiling the initial state ...")
+            state = init_state(model, run.optimizer, config.seed, run.like)
+        with distributed.together():
+            reporter = stack.enter_context(
+                Reporter(
+                    run.directory,
+                    start=int(state.step),
+                    num_steps=run.steps,
+                    bytes_per_step=config.train.batch_size * model.seq_len,
+                    log_interval=config.log_interval,
+                    peak=rate / flops.train_flops_per_byte(model),
+                    primary=primary,
+                )
+            )
+        guard = Guard(config.guard, judged(run.like), run.sampler, len(rolled_back))
+        try:
+            make_updates(run, state, skip, checkpoints, reporter, guard, watchdog)
+        except RollBack as back:
+            checkpoints.forget(after=back.first)
+            with distributed.together():
+                if primary:
+                    skips.add(run.directory, back.first, back.stop)
+            reporter.say(f"{back}; going back, to leave out batches {back.first}-{back.stop - 1}")
+            return False
+    return True
+
+
+def make_updates(
+    run: Run,
+    state: TrainState,
+    skip: Ranges,
+    checkpoints: Checkpoints,
+    reporter: Reporter,
+    guard: Guard,
+    watchdog: Watchdog,
+) -> None:
+    """Makes the updates that are left, and saves, evaluates and samples in between."""
+    import jax
+
+    from megabyte_jax import distributed, evaluation, replicas, sharding, skips
+    from megabyte_jax.data import media, windows
+    from megabyte_jax.guard import RollBack
+    from megabyte_jax.training import make_pass_over, make_train_step
+
+    config, model, steps, preemption = run.config, run.model, run.steps, run.preemption
+    step_seconds, data_seconds = config.watchdog.step_seconds, config.watchdog.data_seconds
+    pause_seconds = config.watchdog.pause_seconds
+    documents = run.splits["train"]
+    shape, place = (config.train.batch_size, model.seq_len), sharding.batch_sharding(run.mesh)
+    suffix = media.SUFFIXES[config.data.modality]
+    step = start = int(state.step)
+    previous: tuple[int, Metrics] | None = None
+
+    @contextlib.contextmanager
+    def paused(what: str, *, compiles: bool = False) -> Iterator[None]:
+        """Inside, the state does not change and may be saved by who preempts the run."""
+        with reporter.paused(what, compiles=compiles), preemption.waiting():
+            with watchdog.during(what, pause_seconds):
+                yield
 
     def due(interval: int) -> bool:
-        return step == steps or (interval > 0 and step % interval == 0)
+        return step == steps or (step > 0 and interval > 0 and step % interval == 0)
 
     def batch(step: int) -> jax.Array:
-        shape = config.train.batch_size, model.seq_len
-        rows = functools.partial(sampler.rows, step)
-        return distributed.put_batch(rows, shape, sharding.batch_sharding(mesh))
+        return distributed.put_batch(functools.partial(run.sampler.rows, step), shape, place)
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(jax.set_mesh(mesh))
-        manager = stack.enter_context(checkpoint.open_manager(directory, config.checkpoint))
-        state = checkpoint.restore_state(manager, like)
-        if state is None:
-            if distributed.is_primary():
-                print("compiling the initial state ...", file=sys.stderr)
-            state = init_state(model, optimizer, config.seed, like)
-        start = int(state.step)
-        reporter = stack.enter_context(
-            Reporter(
-                directory,
-                start=start,
-                num_steps=steps,
-                bytes_per_step=config.train.batch_size * model.seq_len,
-                log_interval=config.log_interval,
-                peak=rate / flops.train_flops_per_byte(model),
-                primary=distributed.is_primary(),
-            )
-        )
-        size = sum(x.size for x in jax.tree.leaves(state.params))
-        reporter.say(
-            f"{size:,} parameters; {documents.num_bytes:,} bytes of {documents.name} to train "
-            f"on; updates {start} to {steps} on {mesh.size} x {mesh.devices.flat[0].device_kind}"
-        )
+    def settle() -> None:
+        """Waits for the last update and judges it."""
+        nonlocal previous
+        if previous:
+            (number, metrics), previous = previous, None
+            refused = guard.judge(number, metrics)
+            if refused:
+                reporter.say(refused)
+            else:
+                reporter.update(number, metrics)
+
+    def look(*, evaluates: bool, samples: bool) -> None:
+        """Evaluates and samples, if it is time to."""
+        if evaluates and due(config.eval.interval):
+            with paused("evaluating", compiles=True):
+                result = evaluation.evaluate(
+                    model,
+                    state.params,
+                    run.splits["valid"],
+                    config.eval.batch_size,
+                    config.eval.num_bytes,
+                )
+            reporter.evaluation(step, result.bits_per_byte, result.bytes)
+        if samples and due(config.sample.interval):
+            with paused("sampling", compiles=True):
+                contents = sample(config, model, state.params)
+            reporter.sample(step, contents, suffix)
+
+    def save() -> str:
+        """Saves the last update, as the run is told to stop."""
+        with watchdog.during("saving", pause_seconds):
+            try:
+                settle()
+            except RollBack as back:
+                return f"{back}; run again it comes to that once more and goes back"
+            done = int(state.step)
+            if done == start:
+                return f"there is nothing new since update {start}"
+            checkpoints.save_now(state)
+        return f"update {done} is saved, and run again it goes on from there"
+
+    size = sum(x.size for x in jax.tree.leaves(state.params))
+    reporter.say(
+        f"{size:,} parameters; {documents.num_bytes:,} bytes of {documents.name} to train on; "
+        f"updates {start} to {steps} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
+    )
+    with preemption.holding(save):
+        # A run that was stopped in an evaluation has saved the update that it was of.
+        evaluates, samples = map(distributed.anywhere, reporter.lacks(start, suffix))
+        look(evaluates=evaluates, samples=samples)
         if start >= steps:
             reporter.say("the budget is spent; a larger train.num_bytes or num_steps goes on")
             return
         update = make_train_step(
-            model, optimizer, schedule, config.seed, config.train.grad_accumulation, like
+            model,
+            run.optimizer,
+            run.schedule,
+            config.seed,
+            config.train.grad_accumulation,
+            run.like,
+            config.guard,
         )
-        with reporter.paused("compiling the update"):
-            update = update.lower(state, batch(start)).compile()
-
-        previous = None
-        batches = windows.prefetch(batch, range(start, steps), config.data.workers)
-        for step, x in enumerate(batches, start + 1):
-            state, metrics = update(state, x)
-            if previous:  # waits for the update before this one, which runs meanwhile
-                reporter.update(*previous)
-            previous = step, metrics
-            if not any(map(due, intervals)):
-                continue
-            reporter.update(*previous)  # before a save, which must not hold a non-finite state
-            previous = None
-            if due(config.eval.interval):
-                with reporter.paused("evaluating", compiles=True):
-                    result = evaluation.evaluate(
-                        model, state.params, valid, config.eval.batch_size, config.eval.num_bytes
-                    )
-                reporter.evaluation(step, result.bits_per_byte, result.bytes)
-            if due(config.sample.interval):
-                with reporter.paused("sampling", compiles=True):
-                    contents = sample(config, model, state.params)
-                reporter.sample(step, contents, media.SUFFIXES[config.data.modality])
+        pass_over = make_pass_over(run.like)
+        with paused("compiling the update"):
+            example = jax.ShapeDtypeStruct(shape, "uint8", sharding=place)
+            update = update.lower(state, example).compile()
+        wanted = (i for i in range(start, steps) if not skips.contain(skip, i))
+        batches = windows.prefetch(batch, wanted, config.data.workers)
+        for step in range(start + 1, steps + 1):
+            if distributed.preempted_together(preemption.requested):
+                preemption.leave()
+            if skips.contain(skip, step - 1):
+                state = pass_over(state)
+            else:
+                with preemption.waiting():
+                    with watchdog.during(f"waiting for batch {step - 1}", data_seconds):
+                        x = next(batches)
+                watchdog.begin(f"update {step}", step_seconds)
+                state, metrics = update(state, x)
+                settle()  # waits for the update before this one, which runs meanwhile
+                previous = step, metrics
+            checkpoints.require_storage()
+            if due(config.guard.replica_interval):
+                settle()
+                replicas.require_equal(state, step)
+            if due(config.eval.interval) or due(config.sample.interval):
+                settle()
+                look(evaluates=True, samples=True)
             if due(config.checkpoint.interval):
-                with reporter.paused("saving"):
-                    checkpoint.save(manager, state)
+                settle()
+                with reporter.paused("saving"), watchdog.during("saving", pause_seconds):
+                    (checkpoints.save_now if step == steps else checkpoints.save)(state)
 
 
 def sample(config: ConfigDict, model: ModelConfig, params: Params) -> bytes:
@@ -151,10 +353,34 @@ def sample(config: ConfigDict, model: ModelConfig, params: Params) -> bytes:
 
 def main() -> None:
     """Trains as the flags say."""
+    if VALIDATE_ONLY.value:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported
+        from megabyte_jax import run_summary
+
+        print(run_summary.text(CONFIG.value, WORKDIR.value, ACCEPT_CONFIG_CHANGE.value))
+        return
+
+    from megabyte_jax.preemption import Preemption
+
+    preemption = Preemption()
+    preemption.listen()  # before the imports that take seconds
+
     from megabyte_jax import distributed
 
-    distributed.start(*(flag.value for flag in PROCESSES))
-    train(CONFIG.value, WORKDIR.value)
+    coordinator, num_processes, process_id = (flag.value for flag in PROCESSES)
+    distributed.start(
+        coordinator,
+        num_processes,
+        process_id,
+        peer_seconds=CONFIG.value.watchdog.peer_seconds,
+    )
+    preemption.alone = distributed.is_alone()
+    train(
+        CONFIG.value,
+        WORKDIR.value,
+        preemption=preemption,
+        accept_config_change=ACCEPT_CONFIG_CHANGE.value,
+    )
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def entry_point(script: str) -> dict[str, Any]:
     return runpy.run_path(str(ROOT / f"{script}.py"))
 
 
-def train(config: ConfigDict, workdir: Path, num_devices: int = 1) -> None:
+def train(config: ConfigDict, workdir: Path, num_devices: int = 1, **options: Any) -> None:
     devices = jax.devices()[:num_devices]
-    entry_point("train")["train"](config, str(workdir), devices)
+    entry_point("train")["train"](config, str(workdir), devices, **options)
 
 
 def run_main(script: str, *args: str) -> Any:
@@ -104,8 +104,13 @@ def saved_state(workdir: Path, step: int) -> Any:
 
 def cut_in_half(checkpoint: Path) -> None:
     """Cuts every array file of a checkpoint in half."""
-    for path in checkpoint.rglob("d/*"):
+    for path in array_files(checkpoint):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def array_files(checkpoint: Path) -> list[Path]:
+    """The files of a checkpoint that hold arrays, or shards of them."""
+    return [path for path in sorted(checkpoint.rglob("[0-9]*")) if path.is_file()]
 
 
 def contents(directory: Path) -> dict[str, bytes | None]:

@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from megabyte_jax import load, run_config
+from megabyte_jax import load
 from tests import hosts, runs
 
 STEPS = 8
@@ -31,23 +30,12 @@ def config_of(text_dir, **changes):
     return config
 
 
-def train_arguments(config, workdir):
-    """Of train.py in each process."""
-    before = run_config.flatten(base.get_config())
-    changed = [
-        f"--config.{key}={value}"
-        for key, value in run_config.flatten(config).items()
-        if value != before[key]
-    ]
-    return ["train.py", f"--config={runs.ROOT}/configs/base.py", f"--workdir={workdir}", *changed]
-
-
 def require_success(outcomes):
     assert [outcome.status for outcome in outcomes] == [0] * len(outcomes), outcomes
 
 
 def train(logs, config, workdir, num_processes=2):
-    port, arguments = hosts.free_port(), train_arguments(config, workdir)
+    port, arguments = hosts.free_port(), hosts.train_arguments(config, workdir)
     outcomes = hosts.launch(
         logs,
         num_processes,
@@ -101,6 +89,7 @@ def test_what_a_run_writes_is_written_once(whole):
         "checkpoints",
         "config.json",
         "data.json",
+        "lock",
         "metrics.jsonl",
         "samples",
         "tensorboard",
@@ -110,7 +99,7 @@ def test_what_a_run_writes_is_written_once(whole):
 
 def test_a_run_killed_on_all_hosts_resumes_bit_for_bit_under_slurm(whole, text_dir, tmp_path):
     workdir, port = tmp_path / "run", hosts.free_port()
-    arguments = train_arguments(config_of(text_dir), workdir)
+    arguments = hosts.train_arguments(config_of(text_dir), workdir)
     with hosts.started(
         tmp_path / "killed", 2, lambda process: [*arguments, *hosts.flags(process, 2, port)], 4
     ) as processes:
@@ -152,26 +141,38 @@ def test_a_run_of_two_processes_goes_on_in_four(early, whole, text_dir, tmp_path
     require_close(early, whole[0])
 
 
-def test_hosts_that_disagree_about_the_config_all_stop_and_say_the_same(text_dir, tmp_path):
+@pytest.mark.parametrize(
+    "options, difference",
+    [
+        (
+            [f"--config.optimizer.learning_rate=0.00{n}" for n in (1, 2)],
+            "optimizer.learning_rate: 0.001 on process 0, 0.002 on process 1",
+        ),
+        (
+            ["--noaccept_config_change", "--accept_config_change"],
+            "--accept_config_change: False on process 0, True on process 1",
+        ),
+    ],
+)
+def test_hosts_that_disagree_about_the_config_all_stop_and_say_the_same(
+    options, difference, text_dir, tmp_path
+):
     port, workdir = hosts.free_port(), tmp_path / "run"
-    arguments = train_arguments(config_of(text_dir), workdir)
-
-    def disagreeing(process):
-        rate = f"--config.optimizer.learning_rate=0.00{process + 1}"
-        return [*arguments, rate, *hosts.flags(process, 2, port)]
-
-    outcomes = hosts.launch(tmp_path / "logs", 2, disagreeing, 4)
-    line = (
-        "train.py: error: optimizer.learning_rate: 0.001 on process 0, 0.002 on process 1; "
-        "accepted is the same config on all processes\n"
+    arguments = hosts.train_arguments(config_of(text_dir), workdir)
+    outcomes = hosts.launch(
+        tmp_path / "logs",
+        2,
+        lambda process: [*arguments, options[process], *hosts.flags(process, 2, port)],
+        4,
     )
+    line = f"train.py: error: {difference}; accepted is the same config on all processes\n"
     assert [(outcome.status, outcome.err) for outcome in outcomes] == [(2, line)] * 2
     assert not workdir.exists()
 
 
 def test_data_that_one_host_lacks_stop_all_of_them(text_dir, tmp_path):
     port, workdir = hosts.free_port(), tmp_path / "run"
-    arguments = train_arguments(config_of("~/text"), workdir)
+    arguments = hosts.train_arguments(config_of("~/text"), workdir)
     for process in range(2):
         (tmp_path / str(process)).mkdir()
     (tmp_path / "0" / "text").symlink_to(text_dir)

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from megabyte_jax import load
+from megabyte_jax import config_keys, load
 from megabyte_jax.data import windows
-from megabyte_jax.errors import CheckpointError, NonFiniteError
+from megabyte_jax.errors import CheckpointError, NonFiniteError, UserError
 from tests import runs
 
 # Orbax leaves reads behind when one fails.
@@ -140,7 +140,12 @@ def test_a_finished_run_is_left_as_it_is(finished_run, text_dir, tmp_path, capsy
 
 
 @pytest.mark.parametrize("rate", [1e30, 1e20])
-def test_a_run_that_diverges_stops_and_saves_nothing_of_it(rate, text_dir, tmp_path, capsys):
+def test_a_run_that_diverges_stops_and_saves_nothing_of_it(
+    rate, text_dir, tmp_path, capsys, monkeypatch
+):
+    # No rate that is accepted does it at once.
+    any_rate = config_keys.KEYS["optimizer.learning_rate"]._replace(ok=lambda x: True)
+    monkeypatch.setitem(config_keys.KEYS, "optimizer.learning_rate", any_rate)
     config = runs.tiny_config(
         text_dir, **{"optimizer.learning_rate": rate, "checkpoint.interval": 1}
     )
@@ -174,3 +179,30 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     runs.train(runs.tiny_config(text_dir, seed=1), tmp_path / "other")
     one, two = (runs.records(path)[-2]["grad_norm"] for path in (finished_run, tmp_path / "other"))
     assert one != two
+
+
+def moments(workdir, step):
+    """All first and all second moments of a checkpoint."""
+    leaves = jax.tree.leaves_with_path(runs.saved_state(workdir, step)["opt_state"])
+    return [
+        np.concatenate([np.ravel(x) for path, x in leaves if f"'{name}'" in str(path)])
+        for name in ("mu", "nu")
+    ]
+
+
+def test_a_resumed_run_has_the_betas_of_the_new_config(finished_run, text_dir, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished_run, workdir)
+    betas = {"optimizer.b1": 0.5, "optimizer.b2": 0.6}
+    longer = {"train.num_steps": 7, "checkpoint.interval": 1}
+    config = runs.tiny_config(text_dir, **betas, **longer)
+    with pytest.raises(UserError, match="of optimizer.b1, optimizer.b2, train.num_steps; accepted"):
+        runs.train(config, workdir)
+    runs.train(config, workdir, accept_config_change=True)
+    (mu, nu), (new_mu, new_nu) = moments(finished_run, 6), moments(workdir, 7)
+    # The gradient, and its square, that the moments went on with.
+    gradient, square = (new_mu - 0.5 * mu) / (1 - 0.5), (new_nu - 0.6 * nu) / (1 - 0.6)
+    np.testing.assert_allclose(gradient**2, square, rtol=1e-3, atol=1e-8)
+    assert np.abs(square).max() > 1e-4
+    before = (new_mu - 0.9 * mu) / (1 - 0.9), (new_nu - 0.98 * nu) / (1 - 0.98)
+    assert not np.allclose(before[0] ** 2, before[1], rtol=0.5, atol=1e-6)
