@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.stamp
 
-.PHONY: help quickstart test lint clean
+.PHONY: help quickstart test faults lint clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-11s %s\n", $$1, $$2}' Makefile
@@ -17,6 +17,9 @@ quickstart: $(READY)  ## train a small MEGABYTE on this machine, score it and le
 
 test: $(READY)  ## run the tests on the CPU
 	$(RUN) -m pytest --numprocesses=auto --dist=worksteal
+
+faults: $(READY)  ## kill, starve and damage real runs for most of an hour; see tests/faults
+	$(RUN) -m tests.faults.full --output=runs/faults.json
 
 lint: $(READY)  ## check format, style and types
 	$(RUN) -m ruff check
