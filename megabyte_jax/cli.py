@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import sys
@@ -195,8 +194,11 @@ def _print(error: object) -> None:
     text = " ".join(str(error).split())
     if len(text) > 2000:  # the value may be as long as a command line
         text = f"{text[:1000]} ... {text[-1000:]}"
-    with contextlib.suppress(OSError):  # the status must hold where stderr is on a full disk
+    try:
         print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        # The status must hold where stderr is on a full disk, and at exit Python tries once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _tell_peers(exit_status: int, error: Exception | str) -> None:

@@ -202,11 +202,12 @@ class Peers:
         """Ends this process after another that is lost or has failed."""
         try:
             end = self._client.blocking_key_value_get(f"{ROOT}/end", FOREVER)
-        except jax.errors.JaxRuntimeError as error:
-            reason = str(error).partition("\n")[0]
-            self._exit(PeerError.exit_status, f"{self._name(0)} is gone ({reason})")
+        except jax.errors.JaxRuntimeError:
+            self._exit(PeerError.exit_status, f"{self._name(0)} is gone")
         status, text, process = json.loads(end)
-        if status not in (0, PeerError.exit_status, HANG):
+        if status == 0:  # all have come to `leave`, and past its barrier
+            return
+        if status not in (PeerError.exit_status, HANG):
             with self._changed:
                 self._changed.wait_for(lambda: self._over, GRACE)
         if not self._over:

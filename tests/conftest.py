@@ -3,12 +3,15 @@
 import gc
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 
 import pytest
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 
+# Of a config that is run, Python would leave a compiled copy beside it.
+sys.dont_write_bytecode = True
 # A shell that names another backend keeps it, so that the same tests can run on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
