@@ -158,7 +158,7 @@ def updates(config: ConfigDict, model: ModelConfig, repeats: int) -> Iterator[Fi
         stack.enter_context(preemption.holding(lambda: ""))
         yield Figure("step", percent(watched, lambda: run(update), repeats), "%", 1, at_most=True)
         yield Figure("check", percent(lambda: run(update), lambda: run(unchecked), repeats), "%")
-    yield from saves(state, repeats)
+    yield from saves(state, 5 * repeats)  # what the disk takes varies more
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

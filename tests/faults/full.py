@@ -101,12 +101,12 @@ def main() -> None:
             )
             for problem in made["problems"]:
                 print(f"  {problem}", file=sys.stderr, flush=True)
-    seconds = round(time.monotonic() - begun)
+            seconds = round(time.monotonic() - begun)
+            if options.output:  # as far as it is: the rest takes most of an hour
+                where = machine.description("make faults")
+                table = {**where, "seconds": seconds, "rows": rows}
+                options.output.write_text(json.dumps(table, indent=2) + "\n")
     print(f"{seconds} s")
-    if options.output:
-        where = machine.description("make faults")
-        table = {**where, "seconds": seconds, "rows": rows}
-        options.output.write_text(json.dumps(table, indent=2) + "\n")
     sys.exit(any(made["lost"] for made in rows))
 
 
