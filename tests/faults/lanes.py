@@ -30,7 +30,7 @@ class Lane(NamedTuple):
 
 LANES = (
     Lane("no false report of copies that differ", guards.no_false_report, 0, 10_000, 10_000),
-    Lane("SIGKILL in training", kills.in_training, 6, 300, 10),
+    Lane("SIGKILL in training", kills.in_training, 4, 300, 10),
     Lane("SIGKILL in a save", kills.in_a_save, 4, 200, 10),
     Lane("SIGKILL at awkward places", kills.at_awkward_places, 8, 8, 8),
     Lane("SIGTERM, size of the quickstart", preemption.at_random_times, 2, 100, 10),
@@ -48,8 +48,8 @@ LANES = (
     Lane("no false alarm of the watchdog", stuck.seems_to_hang, 3, 9, 3),
     Lane("fuzzed overrides and config files", fuzz.lane, 0, 10_000, 1_250),
     Lane("second trainer in the directory", stuck.two_trainers, 1, 10, 5),
-    Lane("SIGTERM in each phase", preemption.in_each_phase, 5, 60, 10),
-    Lane("SIGTERM twice, SIGINT, SIGUSR1, SIGKILL after", preemption.otherwise, 4, 40, 8),
+    Lane("SIGTERM in each phase", preemption.in_each_phase, 3, 60, 10),
+    Lane("SIGTERM twice, SIGINT, SIGUSR1, SIGKILL after", preemption.otherwise, 2, 40, 8),
     Lane("one of two processes killed or stopped", several.lost_processes, 0, 20, 5),
     Lane("SIGTERM to one of two or four processes", several.preempted, 0, 30, 5),
 )
