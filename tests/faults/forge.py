@@ -5,6 +5,7 @@ import train.py and the package themselves; that python train.py is no different
 tests/end_to_end see.
 """
 
+import gc
 import json
 import os
 import select
@@ -78,6 +79,8 @@ def main() -> None:
     import optax  # noqa: F401
     import orbax.checkpoint  # noqa: F401
     import tensorboardX  # noqa: F401
+
+    gc.freeze()  # the lives have no need to look through all of this again and again
 
     for line in sys.stdin:
         request = json.loads(line)
