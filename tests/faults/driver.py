@@ -194,11 +194,11 @@ def text() -> Path:
 
 
 def tiny(**changed: Any) -> ConfigDict:
-    """A run of 120 updates with dropout that takes seconds; it saves every seventh."""
+    """A run of 60 updates with dropout that takes seconds; it saves every seventh."""
     defaults = {
         "train.grad_accumulation": 1,
-        "train.num_steps": 120,
-        "eval.interval": 40,
+        "train.num_steps": 60,
+        "eval.interval": 20,
         "checkpoint.interval": 7,
         "sample.num_bytes": 1,
     }

@@ -56,7 +56,7 @@ def test_a_process_that_comes_to_its_end_later_is_waited_for(text_dir, tmp_path)
 
 
 def test_a_pause_that_is_shorter_than_the_limit_loses_nobody(text_dir, tmp_path):
-    changes = {"train.num_steps": 6, "watchdog.peer_seconds": 20.0}
+    changes = {"train.num_steps": 6, "watchdog.peer_seconds": 12.0}
     assert statuses(launch(tmp_path, text_dir, "pause", 1, **changes)) == [0, 0]
 
 

@@ -69,7 +69,7 @@ def in_training(scratch: Path, tries: int, seed: int) -> Outcome:
     def strike(life: Trainer) -> bool:
         if moments.random() < 0.8:
             life.wait_for("^step ")
-        time.sleep(moments.uniform(0, 3))
+        time.sleep(moments.uniform(0, 2))
         return life.kill()
 
     return chain(scratch, driver.tiny(), itertools.repeat(("", strike), tries))
@@ -80,12 +80,12 @@ def in_a_save(scratch: Path, tries: int, seed: int) -> Outcome:
     moments = random.Random(seed)
 
     def strike(life: Trainer) -> bool:
-        folder, number = life.workdir / "checkpoints", moments.randint(1, 5)
+        folder, number = life.workdir / "checkpoints", moments.randint(1, 3)
         seen: set[str] = set()
         while len(seen) < number and life.process.poll() is None:
             # What Orbax writes has another name than a step until it is committed.
             seen |= {path.name for path in folder.glob("*") if not path.name.isdigit()}
-            time.sleep(0.001)
+            time.sleep(0.003)
         time.sleep(moments.uniform(0, 0.12))
         return life.kill()
 
@@ -108,7 +108,7 @@ def at_awkward_places(scratch: Path, tries: int, seed: int) -> Outcome:
         ("save:1:SIGKILL", dies),
         ("evaluation:1:SIGKILL", dies),
         ("restore:1:SIGKILL", dies),
-        at("^step 120/120"),
+        at("^step 60/60"),
         ("", lambda life: life.end() == 0),  # after the last save
     ]
     assert tries == len(strikes)

@@ -88,7 +88,7 @@ def in_each_phase(scratch: Path, tries: int, seed: int) -> Outcome:
         "restore:1:SIGTERM",
     ]
     strikes = [
-        (faults[i % len(faults)].replace("{}", str(moments.randint(1, 9))), stop.check)
+        (faults[i % len(faults)].replace("{}", str(moments.randint(1, 5))), stop.check)
         for i in range(tries)
     ]
     return Outcome(chain(scratch, driver.tiny(), strikes[::-1]).lost, stop.worst, stop.where)

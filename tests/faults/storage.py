@@ -140,7 +140,7 @@ def vanishing(scratch: Path, tries: int, seed: int) -> Outcome:
             told = life.wait_for("cannot be written|checkpoint NOT saved|error: ", 30)
             worst = max(worst, time.monotonic() - begun)
             status = life.end(60)
-            there = max(driver.checkpoints(workdir), default=0) == 120
+            there = max(driver.checkpoints(workdir), default=0) == 60
             if not told or status not in (0, 5) or (status == 0 and not there):
                 lost.append(f"status {status}: {_unusual(life)}")
     return Outcome(lost, worst, "until it was told")

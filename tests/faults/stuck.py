@@ -39,7 +39,7 @@ def seems_to_hang(scratch: Path, tries: int, seed: int) -> Outcome:
             if not fault:
                 life.wait_for("^step 10/")
                 life.send(signal.SIGSTOP)
-                time.sleep(10)
+                time.sleep(5)
                 life.send(signal.SIGCONT)
             status = life.end()
         problems = (
