@@ -101,14 +101,15 @@ def otherwise(scratch: Path, tries: int, seed: int) -> Outcome:
     def strike(life: Trainer, kind: int) -> bool:
         life.wait_for("^step ")
         time.sleep(moments.uniform(0, 2))
+        begun = time.monotonic()
+        hit = life.send((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM)[kind])
         if kind == 0:
-            life.send(signal.SIGTERM)
             time.sleep(moments.uniform(0, 0.2))
+            life.send(signal.SIGTERM)
         if kind == 3:
-            hit = life.send(signal.SIGTERM)
             time.sleep(moments.uniform(0, 0.5))
             return (life.kill() or life.process.returncode == 143) and hit
-        return stop.send(life, (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)[kind])
+        return hit and stop.check(life, begun)
 
     strikes = [("", lambda life, kind=i % 4: strike(life, kind)) for i in range(tries)]
     return Outcome(chain(scratch, driver.tiny(), strikes).lost, stop.worst, stop.where)
