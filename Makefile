@@ -31,13 +31,14 @@ clean:  ## remove the environment and every cache; what was trained in runs/ sta
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # uv installs ten times faster than pip, but knows nothing of pip's settings (mirrors, certificates):
-# where it cannot be had or fails, pip does the same.
+# where it cannot be had or fails, pip does the same. Both compile what they install: the tests start
+# hundreds of processes that import it.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON=$(PYTHON) is Python %d.%d; 3.11 or newer is needed, e.g. make PYTHON=python3.12" % sys.version_info[:2])'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "PYTHON=$(PYTHON) lacks the venv module; install it (Debian, Ubuntu: the package python3-venv)" >&2; exit 1; }
 	@echo "Setting up $(VENV), once; about a minute ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN) -m pip install --quiet --disable-pip-version-check uv \
-	  && $(RUN) -m uv pip install --quiet --python $(RUN) -c constraints.txt -e '.[dev]' \
+	  && $(RUN) -m uv pip install --quiet --compile-bytecode --python $(RUN) -c constraints.txt -e '.[dev]' \
 	  || $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
