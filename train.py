@@ -9,7 +9,6 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
@@ -19,17 +18,14 @@ from megabyte_jax import cli
 
 if TYPE_CHECKING:  # so that --help does not wait for JAX
     import jax
-    from jax.sharding import Mesh
-    from optax import GradientTransformation, Schedule
 
     from megabyte_jax.checkpoint import Checkpoints
-    from megabyte_jax.data.corpus import Corpus
-    from megabyte_jax.data.windows import TrainWindows
     from megabyte_jax.guard import Guard
     from megabyte_jax.metrics import Reporter
     from megabyte_jax.models.config import ModelConfig
     from megabyte_jax.models.functional import Params
     from megabyte_jax.preemption import Preemption
+    from megabyte_jax.run import Run
     from megabyte_jax.skips import Ranges
     from megabyte_jax.training import Metrics, TrainState
     from megabyte_jax.watchdog import Watchdog
@@ -44,20 +40,22 @@ PROCESSES = cli.define_processes()
 flags.mark_flag_as_required("config")
 
 
-class Run(NamedTuple):
-    """What a run is made of, from its config, its data and its devices."""
+class Life(NamedTuple):
+    """What a run has at hand until it is done or goes back.
 
-    config: ConfigDict
-    directory: Path
-    model: ModelConfig
-    mesh: Mesh
-    steps: int
-    schedule: Schedule
-    optimizer: GradientTransformation
-    like: TrainState
-    splits: dict[str, Corpus]
-    sampler: TrainWindows
-    preemption: Preemption
+    Attributes:
+        skip: the batches to be left out.
+        checkpoints: the run's.
+        reporter: of what happens.
+        guard: which judges the updates.
+        watchdog: which ends a run that no longer gets on.
+    """
+
+    skip: Ranges
+    checkpoints: Checkpoints
+    reporter: Reporter
+    guard: Guard
+    watchdog: Watchdog
 
 
 def train(
@@ -90,6 +88,7 @@ def train(
 
     from megabyte_jax import distributed, lock, run_config
     from megabyte_jax.preemption import Preemption
+    from megabyte_jax.run import prepare
 
     with distributed.together():
         run_config.validate(config)  # before the others are told of it, as JSON
@@ -109,42 +108,6 @@ def train(
         stack.enter_context(jax.set_mesh(run.mesh))
         while not go_on(run):  # a run that goes back, over bad batches, begins again there
             pass
-
-
-def prepare(
-    config: ConfigDict,
-    workdir: str,
-    devices: Sequence[Any],
-    preemption: Preemption,
-    accept_config_change: bool,
-) -> Run:
-    """Checks all that can be checked before anything is compiled; see `train`."""
-    from megabyte_jax import checkpoint, distributed, run_config, sharding
-    from megabyte_jax.data import datasets
-    from megabyte_jax.optimizer import make_optimizer, make_schedule, num_steps
-    from megabyte_jax.training import abstract_state
-
-    with distributed.together():
-        model = run_config.validate(config)
-        mesh = sharding.make_mesh(config.mesh, devices)
-        sharding.check(mesh.shape, model, config.train.batch_size, config.train.grad_accumulation)
-        steps = num_steps(config.train, model.seq_len)
-        schedule = make_schedule(config.optimizer, config.train, model.seq_len)
-        optimizer = make_optimizer(config.optimizer, schedule)
-        like = abstract_state(model, optimizer, mesh, offload=config.optimizer.offload)
-        documents, valid = datasets.open_splits(config.data, ("train", "valid"), model.patch_size)
-        sampler = datasets.train_windows(config, documents, model.seq_len)
-    splits = {"train": documents, "valid": valid}
-    distributed.agree("data", {name: split.fingerprint for name, split in splits.items()})
-    with distributed.together():
-        path = run_config.open_workdir(
-            workdir, config, splits, accept_config_change=accept_config_change
-        )
-        checkpoint.require_space(path, config.checkpoint, like)
-    distributed.require_shared(path)
-    return Run(
-        config, path, model, mesh, steps, schedule, optimizer, like, splits, sampler, preemption
-    )
 
 
 def go_on(run: Run) -> bool:
@@ -195,7 +158,7 @@ def go_on(run: Run) -> bool:
             )
         guard = Guard(config.guard, judged(run.like), run.sampler, len(rolled_back))
         try:
-            make_updates(run, state, skip, checkpoints, reporter, guard, watchdog)
+            make_updates(run, Life(skip, checkpoints, reporter, guard, watchdog), state)
         except RollBack as back:
             checkpoints.forget(after=back.first)
             with distributed.together():
@@ -206,76 +169,33 @@ def go_on(run: Run) -> bool:
     return True
 
 
-def make_updates(
-    run: Run,
-    state: TrainState,
-    skip: Ranges,
-    checkpoints: Checkpoints,
-    reporter: Reporter,
-    guard: Guard,
-    watchdog: Watchdog,
-) -> None:
+def make_updates(run: Run, life: Life, state: TrainState) -> None:
     """Makes the updates that are left, and saves, evaluates and samples in between."""
     import jax
 
-    from megabyte_jax import distributed, evaluation, replicas, sharding, skips
-    from megabyte_jax.data import media, windows
+    from megabyte_jax import distributed, replicas, skips
     from megabyte_jax.guard import RollBack
-    from megabyte_jax.training import make_pass_over, make_train_step
+    from megabyte_jax.training import make_pass_over
 
-    config, model, steps, preemption = run.config, run.model, run.steps, run.preemption
-    step_seconds, data_seconds = config.watchdog.step_seconds, config.watchdog.data_seconds
-    pause_seconds = config.watchdog.pause_seconds
-    documents = run.splits["train"]
-    shape, place = (config.train.batch_size, model.seq_len), sharding.batch_sharding(run.mesh)
-    suffix = media.SUFFIXES[config.data.modality]
+    config, steps, preemption, checkpoints = run.config, run.steps, run.preemption, life.checkpoints
+    reporter, watchdog, limits = life.reporter, life.watchdog, run.config.watchdog
     step = start = int(state.step)
     previous: tuple[int, Metrics] | None = None
-
-    @contextlib.contextmanager
-    def paused(what: str, *, compiles: bool = False) -> Iterator[None]:
-        """Inside, the state does not change and may be saved by who preempts the run."""
-        with reporter.paused(what, compiles=compiles), preemption.waiting():
-            with watchdog.during(what, pause_seconds):
-                yield
-
-    def due(interval: int) -> bool:
-        return step == steps or (step > 0 and interval > 0 and step % interval == 0)
-
-    def batch(step: int) -> jax.Array:
-        return distributed.put_batch(functools.partial(run.sampler.rows, step), shape, place)
 
     def settle() -> None:
         """Waits for the last update and judges it."""
         nonlocal previous
         if previous:
             (number, metrics), previous = previous, None
-            refused = guard.judge(number, metrics)
+            refused = life.guard.judge(number, metrics)
             if refused:
                 reporter.say(refused)
             else:
                 reporter.update(number, metrics)
 
-    def look(*, evaluates: bool, samples: bool) -> None:
-        """Evaluates and samples, if it is time to."""
-        if evaluates and due(config.eval.interval):
-            with paused("evaluating", compiles=True):
-                result = evaluation.evaluate(
-                    model,
-                    state.params,
-                    run.splits["valid"],
-                    config.eval.batch_size,
-                    config.eval.num_bytes,
-                )
-            reporter.evaluation(step, result.bits_per_byte, result.bytes)
-        if samples and due(config.sample.interval):
-            with paused("sampling", compiles=True):
-                contents = sample(config, model, state.params)
-            reporter.sample(step, contents, suffix)
-
     def save() -> str:
         """Saves the last update, as the run is told to stop."""
-        with watchdog.during("saving", pause_seconds):
+        with watchdog.during("saving", limits.pause_seconds):
             try:
                 settle()
             except RollBack as back:
@@ -286,57 +206,110 @@ def make_updates(
             checkpoints.save_now(state)
         return f"update {done} is saved, and run again it goes on from there"
 
-    size = sum(x.size for x in jax.tree.leaves(state.params))
+    size, documents = sum(x.size for x in jax.tree.leaves(state.params)), run.splits["train"]
     reporter.say(
         f"{size:,} parameters; {documents.num_bytes:,} bytes of {documents.name} to train on; "
         f"updates {start} to {steps} on {run.mesh.size} x {run.mesh.devices.flat[0].device_kind}"
     )
     with preemption.holding(save):
         # A run that was stopped in an evaluation has saved the update that it was of.
-        evaluates, samples = map(distributed.anywhere, reporter.lacks(start, suffix))
-        look(evaluates=evaluates, samples=samples)
+        evaluates, samples = map(distributed.anywhere, reporter.lacks(start, run.suffix))
+        look(run, life, step, state.params, evaluates=evaluates, samples=samples)
         if start >= steps:
             reporter.say("the budget is spent; a larger train.num_bytes or num_steps goes on")
             return
-        update = make_train_step(
-            model,
-            run.optimizer,
-            run.schedule,
-            config.seed,
-            config.train.grad_accumulation,
-            run.like,
-            config.guard,
-        )
-        pass_over = make_pass_over(run.like)
-        with paused("compiling the update"):
-            example = jax.ShapeDtypeStruct(shape, "uint8", sharding=place)
-            update = update.lower(state, example).compile()
-        wanted = (i for i in range(start, steps) if not skips.contain(skip, i))
-        batches = windows.prefetch(batch, wanted, config.data.workers)
+        update, pass_over = compile_update(run, life), make_pass_over(run.like)
+        batches = prefetch(run, life, start)
         for step in range(start + 1, steps + 1):
             if distributed.preempted_together(preemption.requested):
                 preemption.leave()
-            if skips.contain(skip, step - 1):
+            if skips.contain(life.skip, step - 1):
                 state = pass_over(state)
             else:
                 with preemption.waiting():
-                    with watchdog.during(f"waiting for batch {step - 1}", data_seconds):
+                    with watchdog.during(f"waiting for batch {step - 1}", limits.data_seconds):
                         x = next(batches)
-                watchdog.begin(f"update {step}", step_seconds)
+                watchdog.begin(f"update {step}", limits.step_seconds)
                 state, metrics = update(state, x)
                 settle()  # waits for the update before this one, which runs meanwhile
                 previous = step, metrics
             checkpoints.require_storage()
-            if due(config.guard.replica_interval):
+            if run.due(step, config.guard.replica_interval):
                 settle()
                 replicas.require_equal(state, step)
-            if due(config.eval.interval) or due(config.sample.interval):
+            if run.due(step, config.eval.interval) or run.due(step, config.sample.interval):
                 settle()
-                look(evaluates=True, samples=True)
-            if due(config.checkpoint.interval):
+                look(run, life, step, state.params)
+            if run.due(step, config.checkpoint.interval):
                 settle()
-                with reporter.paused("saving"), watchdog.during("saving", pause_seconds):
+                with reporter.paused("saving"), watchdog.during("saving", limits.pause_seconds):
                     (checkpoints.save_now if step == steps else checkpoints.save)(state)
+
+
+def compile_update(run: Run, life: Life) -> Any:
+    """The compiled update, as `make_train_step` makes it."""
+    import jax
+
+    from megabyte_jax.training import make_train_step
+
+    config = run.config
+    update = make_train_step(
+        run.model,
+        run.optimizer,
+        run.schedule,
+        config.seed,
+        config.train.grad_accumulation,
+        run.like,
+        config.guard,
+    )
+    with paused(run, life, "compiling the update"):
+        example = jax.ShapeDtypeStruct(run.batch_shape, "uint8", sharding=run.batch_sharding)
+        return update.lower(run.like, example).compile()
+
+
+def prefetch(run: Run, life: Life, start: int) -> Iterator[jax.Array]:
+    """The batches of the updates after `start`, uint8 [B, T], but for those to be left out."""
+    from megabyte_jax import distributed, skips
+    from megabyte_jax.data import windows
+
+    def batch(step: int) -> jax.Array:
+        rows = functools.partial(run.sampler.rows, step)
+        return distributed.put_batch(rows, run.batch_shape, run.batch_sharding)
+
+    wanted = (i for i in range(start, run.steps) if not skips.contain(life.skip, i))
+    return windows.prefetch(batch, wanted, run.config.data.workers)
+
+
+def look(
+    run: Run,
+    life: Life,
+    step: int,
+    params: Params,
+    *,
+    evaluates: bool = True,
+    samples: bool = True,
+) -> None:
+    """Evaluates and samples, if it is time to."""
+    from megabyte_jax import evaluation
+
+    config, valid = run.config, run.splits["valid"]
+    if evaluates and run.due(step, config.eval.interval):
+        with paused(run, life, "evaluating", compiles=True):
+            batch_size, num_bytes = config.eval.batch_size, config.eval.num_bytes
+            result = evaluation.evaluate(run.model, params, valid, batch_size, num_bytes)
+        life.reporter.evaluation(step, result.bits_per_byte, result.bytes)
+    if samples and run.due(step, config.sample.interval):
+        with paused(run, life, "sampling", compiles=True):
+            contents = sample(config, run.model, params)
+        life.reporter.sample(step, contents, run.suffix)
+
+
+@contextlib.contextmanager
+def paused(run: Run, life: Life, what: str, *, compiles: bool = False) -> Iterator[None]:
+    """Inside, the state does not change and may be saved by who preempts the run."""
+    with life.reporter.paused(what, compiles=compiles), run.preemption.waiting():
+        with life.watchdog.during(what, run.config.watchdog.pause_seconds):
+            yield
 
 
 def sample(config: ConfigDict, model: ModelConfig, params: Params) -> bytes:

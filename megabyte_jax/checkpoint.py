@@ -1,14 +1,11 @@
-"""Checkpoints of a run in its work directory, written by Orbax and verified by their manifests."""
+"""The checkpoints of a run that trains, written by Orbax and verified by their manifests."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
-import re
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from megabyte_jax import distributed, files, manifest, skips
-from megabyte_jax.errors import CheckpointError, NonFiniteError, StorageError, UserError
+from megabyte_jax import distributed, files, manifest, restoring, skips
+from megabyte_jax.errors import CheckpointError, NonFiniteError, StorageError
 from megabyte_jax.training import TrainState
 
-# At every save Orbax warns that it found nothing to merge of the format that is not used here.
-logging.getLogger("absl").addFilter(lambda record: "Skipping merge" not in record.getMessage())
-
 _FAILURES = 3  # in a row, after which a run ends
-_UNFINISHED = re.compile(r".*\.(orbax-checkpoint-tmp.*|deleted)")
 
 
 class Checkpoints:
@@ -56,7 +49,7 @@ class Checkpoints:
         self._keep, self._keep_interval = checkpoint.keep, checkpoint.keep_interval
         self._interval, self._facts = checkpoint.interval, facts
         self._failures, self._reason = 0, ""
-        self._writer = _writer()
+        self._writer = restoring.checkpointer()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
         with distributed.together():
@@ -70,7 +63,7 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         """Returns itself; leaving the block waits for a save that is under way."""
         self._stack = contextlib.ExitStack()
-        self._stack.enter_context(_no_traceback_of_tasks_given_up())
+        self._stack.enter_context(restoring.no_traceback_of_tasks_given_up())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -164,7 +157,7 @@ class Checkpoints:
             self._prune()
 
     def _fail(self, step: int, error: Exception) -> None:
-        self._failures, self._reason = self._failures + 1, _reason(error)
+        self._failures, self._reason = self._failures + 1, restoring.reason(error)
         kept = "none is saved" if self.step is None else f"the last is that of update {self.step}"
         files.say(f"update {step}: checkpoint NOT saved: {self._reason}; {kept}")
         with contextlib.suppress(Exception):
@@ -174,10 +167,10 @@ class Checkpoints:
             _remove_unfinished(self._directory)
             with contextlib.suppress(OSError):
                 _put_aside(self._directory / str(step))
-        self._writer = _writer()
+        self._writer = restoring.checkpointer()
 
     def _prune(self) -> None:
-        old = _steps(self._directory)[: -self._keep]
+        old = restoring.steps_of(self._directory)[: -self._keep]
         for step in old:
             if not self._keep_interval or step % self._keep_interval:
                 with contextlib.suppress(OSError):  # it stays until the next time
@@ -199,7 +192,7 @@ class Checkpoints:
         Raises:
             CheckpointError: none of the checkpoints there are can be used.
         """
-        if not _remains(self._directory):
+        if not restoring.remains(self._directory):
             return None
 
         def require_history(body: Mapping[str, Any]) -> None:
@@ -210,8 +203,10 @@ class Checkpoints:
                 )
 
         items = {"params": like.params, "opt_state": like.opt_state}
-        step, restored, body = _restore_newest(self._directory, items, require=require_history)
-        newer = [saved for saved in _steps(self._directory) if saved > step]
+        step, restored, body = restoring.restore_newest(
+            self._directory, items, require=require_history
+        )
+        newer = [saved for saved in restoring.steps_of(self._directory) if saved > step]
         with distributed.together():
             for saved in newer if distributed.is_primary() else ():
                 _put_aside(self._directory / str(saved))
@@ -229,7 +224,7 @@ class Checkpoints:
             NonFiniteError: none would stay of a run that had one at that step or before it.
         """
         self.finish()
-        steps = _steps(self._directory)
+        steps = restoring.steps_of(self._directory)
         first = self._interval
         if first and after >= first and not any(step <= after for step in steps):
             raise NonFiniteError(
@@ -256,7 +251,7 @@ def require_space(workdir: Path, config: Any, like: TrainState) -> None:
     """
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(like))
     directory = workdir / "checkpoints"
-    there = len(_steps(directory)) if directory.is_dir() else 0
+    there = len(restoring.steps_of(directory)) if directory.is_dir() else 0
     needed = size * max(config.keep + 1 - there, 1)
     free = shutil.disk_usage(workdir).free
     if free < needed:
@@ -266,78 +261,15 @@ def require_space(workdir: Path, config: Any, like: TrainState) -> None:
         )
 
 
-def restore_params(workdir: Path, like: Any, step: int | None = None) -> tuple[int, Any]:
-    """Restores the parameters alone, as evaluation and generation need them.
-
-    Args:
-        workdir: of the run.
-        like: parameters, or their shapes, types and places.
-        step: which checkpoint; None for the newest that can be read.
-
-    Returns:
-        The checkpoint's step and the parameters.
-
-    Raises:
-        UserError: the run has no such checkpoint.
-        CheckpointError: none of the checkpoints can be read.
-    """
-    directory = workdir.absolute() / "checkpoints"
-    remains = directory.is_dir() and _remains(directory)
-    steps = _steps(directory) if remains else []
-    if not remains or (step is not None and step not in steps):
-        raise UserError(
-            f"--workdir={workdir}: has no checkpoint {'yet' if step is None else step}; "
-            f"accepted is a trained run{f', with checkpoints {steps}' if steps else ''}"
-        )
-    while True:
-        try:
-            found, items, _ = _restore_newest(directory, {"params": like}, step)
-            return found, items["params"]
-        except CheckpointError:
-            # A run that trains removes old ones, and has newer ones then.
-            before, steps = steps, _steps(directory)
-            if step is not None or steps == before:
-                raise
-
-
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]).all()
 
 
-def _writer() -> ocp.AsyncCheckpointer:
-    """Writes each shard of an array to a file of its plain bytes; `manifest` relies on it."""
-    whole_shards = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, whole_shards))
-    arrays = {
-        name: ocp.PyTreeCheckpointHandler(
-            use_ocdbt=False, use_compression=False, type_handler_registry=registry
-        )
-        for name in ("params", "opt_state")
-    }
-    return ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(**arrays, manifest=ocp.JsonCheckpointHandler())
-    )
-
-
-def _steps(directory: Path) -> list[int]:
-    """Steps of what may be a checkpoint, in order."""
-    return sorted(
-        int(path.name)
-        for path in directory.iterdir()
-        if re.fullmatch(r"0|[1-9][0-9]{0,18}", path.name)
-    )
-
-
-def _remains(directory: Path) -> bool:
-    """Whether anything but saves that never ended is there."""
-    return any(not _UNFINISHED.fullmatch(path.name) for path in directory.iterdir())
-
-
 def _remove_unfinished(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for path in directory.iterdir():
-            if _UNFINISHED.fullmatch(path.name) and not path.is_symlink():
+            if restoring.UNFINISHED.fullmatch(path.name) and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -348,89 +280,3 @@ def _remove(path: Path) -> None:
 
 def _put_aside(path: Path) -> None:
     path.rename(path.with_name(f"{path.name}.damaged.{time.time_ns()}"))
-
-
-def _restore_newest(
-    directory: Path,
-    like: dict[str, Any],
-    only: int | None = None,
-    require: Callable[[Mapping[str, Any]], None] = lambda body: None,
-) -> tuple[int, dict[str, Any], dict[str, Any]]:
-    found = _steps(directory)
-    steps = [only] if only is not None else found[::-1]
-    for step in steps:
-        restored = None
-        try:
-            restored = _restore(directory / str(step), like, require)
-        # Orbax raises many types, the bare Exception among them, on a damaged checkpoint.
-        except Exception as error:
-            files.say(f"checkpoint {step} cannot be read: {_reason(error)}")
-        if distributed.anywhere(restored is None) or restored is None:  # then no process uses it
-            continue
-        if step != steps[0] and distributed.is_primary():
-            files.say(f"checkpoint {step} is used instead")
-        return step, *restored
-    others = sorted({path.name for path in directory.iterdir()} - {str(step) for step in found})
-    raise CheckpointError(
-        f"{directory}: none of the checkpoints {steps} can be read"
-        + (f"; {' '.join(others[:5])} there are no checkpoints" if others else "")
-    )
-
-
-def _restore(
-    path: Path, like: dict[str, Any], require: Callable[[Mapping[str, Any]], None]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The items of a checkpoint, of which each process verifies its part before reading them."""
-    error = None
-    try:
-        if path.is_symlink() or not path.is_dir():
-            raise CheckpointError("it is no directory, or a symbolic link")
-        body = manifest.read(path, like)
-        require(body)
-        names = sorted(name for name in body["digests"] if name.partition("/")[0] in like)
-        mine = names[jax.process_index() :: jax.process_count()]
-        manifest.verify(path, {name: body["digests"][name] for name in mine})
-    except (CheckpointError, OSError) as failure:
-        error = failure
-    # Reading it is done by all processes or by none.
-    if distributed.anywhere(error is not None):
-        raise error or CheckpointError("another process found it damaged")
-    target = jax.tree.map(_placed, like)
-    arguments = {
-        name: ocp.args.PyTreeRestore(tree, ocp.checkpoint_utils.construct_restore_args(tree))
-        for name, tree in target.items()
-    }
-    with _writer() as reader, _no_traceback_of_tasks_given_up():
-        restored = reader.restore(path, args=ocp.args.Composite(**arguments))
-    return {name: restored[name] for name in like}, body
-
-
-def _reason(error: Exception) -> str:
-    strerror = getattr(error, "strerror", None)
-    # TensorStore says all that it was asked for.
-    return strerror or (str(error).splitlines() or [type(error).__name__])[0][:300]
-
-
-@contextlib.contextmanager
-def _no_traceback_of_tasks_given_up() -> Iterator[None]:
-    """When one fails, Orbax leaves dozens behind that then find its event loop closed."""
-    shown = sys.unraisablehook
-
-    def hook(problem: sys.UnraisableHookArgs) -> None:
-        if str(problem.exc_value) != "Event loop is closed":
-            shown(problem)
-
-    sys.unraisablehook = hook
-    try:
-        yield
-    except Exception:
-        time.sleep(0.2)  # they end in threads of their own
-        raise
-    finally:
-        sys.unraisablehook = shown
-
-
-def _placed(x: Any) -> jax.ShapeDtypeStruct:
-    """The place an array is restored to: where `like` says it lies, or on the first device."""
-    place = getattr(x, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)

@@ -46,8 +46,7 @@ def text(config: ConfigDict, workdir: str, accept_config_change: bool = False) -
         f"parameters        {sum(math.prod(x.shape) for x in jax.tree.leaves(params)):,}",
         f"state             {weights + moments:,} bytes: {weights:,} of parameters, {moments:,} of "
         f"{config.optimizer.name}",
-        f"checkpoint        {weights + moments:,} bytes before compression, "
-        f"{config.checkpoint.keep} kept",
+        f"checkpoint        {weights + moments:,} bytes, {config.checkpoint.keep} kept",
         f"update            {update_bytes:,} bytes: {config.train.batch_size:,} sequences of "
         f"{model.seq_len:,}",
         f"updates           {steps:,}, {steps * update_bytes:,} bytes in all",

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from numpy.typing import NDArray
 
-from megabyte_jax import checkpoint, evaluation, generation, run_config, sharding
+from megabyte_jax import evaluation, generation, restoring, run_config, sharding
 from megabyte_jax.data.corpus import Corpus, Document
 from megabyte_jax.errors import UserError
 from megabyte_jax.models import functional
@@ -192,5 +192,5 @@ def load(workdir: str | Path, step: int | None = None, mesh: Mesh | None = None)
     like = jax.eval_shape(lambda: functional.init_params(config, jax.random.key(0)))
     if mesh:
         like = sharding.placed(like, sharding.shardings(mesh, like))
-    found, params = checkpoint.restore_params(Path(workdir), like, step)
+    found, params = restoring.restore_params(Path(workdir), like, step)
     return TrainedModel(config, params, found)

@@ -123,30 +123,14 @@ def make_train_step(
     max_loss = (guard and guard.max_loss * math.log(2)) or math.inf
     max_grad_norm = (guard and guard.max_grad_norm) or math.inf
 
-    def split_as_params(grads: functional.Params) -> functional.Params:
-        return jax.lax.with_sharding_constraint(grads, places.params) if places else grads
-
-    def loss_fn(params: functional.Params, x: jax.Array, key: jax.Array) -> jax.Array:
-        return functional.nll(model, params, x, key).mean()
-
     def step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        parts = batch.reshape(-1, grad_accumulation, batch.shape[-1]).swapaxes(0, 1)
-        parts = sharding.constrain(parts, None, "batch", "patch")
-
-        def add(total: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
-            loss, grads = jax.value_and_grad(loss_fn)(state.params, *part)
-            total = jax.tree.map(jnp.add, total, (loss, grads))
-            return (total[0], split_as_params(total[1])), None
-
-        zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (jnp.float32(0), state.params))
-        keys = jax.random.split(key, grad_accumulation)
-        total, _ = jax.lax.scan(add, zero, (parts, keys))
-        loss, grads = jax.tree.map(lambda x: x / grad_accumulation, total)
+        loss, grads = _accumulated(model, state.params, batch, key, grad_accumulation, places)
         opt_state = state.opt_state
         if places:
             opt_state = jax.device_put(opt_state, sharding.on_device(places.opt_state))
-        finite = _finite((state.params, opt_state, loss, grads))
+        # Each process judges by it, so each is to have all of it.
+        finite = sharding.constrain(_finite((state.params, opt_state, loss, grads)), None)
         grad_norm = optax.tree.norm(grads)
         applied = finite.all() & (loss <= max_loss) & (grad_norm <= max_grad_norm)
         updates, new_opt_state = optimizer.update(grads, opt_state, state.params)
@@ -163,6 +147,33 @@ def make_train_step(
         return TrainState(state.step + 1, params, opt_state), metrics
 
     return jax.jit(step, donate_argnums=0, out_shardings=places and (places, None))
+
+
+def _accumulated(
+    model: ModelConfig,
+    params: functional.Params,
+    batch: jax.Array,
+    key: jax.Array,
+    grad_accumulation: int,
+    places: TrainState | None,
+) -> tuple[jax.Array, functional.Params]:
+    """The mean loss of a batch and its gradient, of one part after another."""
+    parts = batch.reshape(-1, grad_accumulation, batch.shape[-1]).swapaxes(0, 1)
+    parts = sharding.constrain(parts, None, "batch", "patch")
+
+    def loss_fn(params: functional.Params, x: jax.Array, key: jax.Array) -> jax.Array:
+        return functional.nll(model, params, x, key).mean()
+
+    def add(total: Any, part: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, *part)
+        loss, grads = jax.tree.map(jnp.add, total, (loss, grads))
+        if places:
+            grads = jax.lax.with_sharding_constraint(grads, places.params)
+        return (loss, grads), None
+
+    zero = jax.tree.map(lambda x: jnp.zeros(x.shape), (jnp.float32(0), params))
+    total, _ = jax.lax.scan(add, zero, (parts, jax.random.split(key, grad_accumulation)))
+    return jax.tree.map(lambda x: x / grad_accumulation, total)
 
 
 def judged(state: TrainState) -> list[str]:

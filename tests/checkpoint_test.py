@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from megabyte_jax import checkpoint, sharding, training
+from megabyte_jax import checkpoint, restoring, sharding, training
 from megabyte_jax.errors import CheckpointError, NonFiniteError, StorageError, UserError
 from megabyte_jax.models import functional
 from megabyte_jax.optimizer import make_optimizer
@@ -39,7 +39,7 @@ def remove(path):
 def test_a_checkpoint_with_a_damaged_file_is_never_used(workdir, damage, harm, part, capsys):
     for path in list((workdir / "checkpoints/6").glob(part)):
         harm(path)
-    step, params = checkpoint.restore_params(workdir, LIKE)
+    step, params = restoring.restore_params(workdir, LIKE)
     assert step == 4
     jax.tree.map(np.testing.assert_array_equal, params, runs.saved_state(workdir, 4)["params"])
     first, second = capsys.readouterr().err.splitlines()
@@ -48,26 +48,26 @@ def test_a_checkpoint_with_a_damaged_file_is_never_used(workdir, damage, harm, p
 
 
 def test_a_step_can_be_asked_for_and_no_other_comes_instead(workdir, damage):
-    assert checkpoint.restore_params(workdir, LIKE, 4)[0] == 4
+    assert restoring.restore_params(workdir, LIKE, 4)[0] == 4
     damage(workdir / "checkpoints/4")
     with pytest.raises(CheckpointError, match=r"none of the checkpoints \[4\]"):
-        checkpoint.restore_params(workdir, LIKE, 4)
+        restoring.restore_params(workdir, LIKE, 4)
     with pytest.raises(
         UserError, match=r"--workdir=.* has no checkpoint 5; .*checkpoints \[4, 6\]"
     ):
-        checkpoint.restore_params(workdir, LIKE, 5)
+        restoring.restore_params(workdir, LIKE, 5)
 
 
 def test_a_save_that_did_not_end_is_no_checkpoint(workdir):
     unfinished = workdir / "checkpoints/8.orbax-checkpoint-tmp-1"
     shutil.copytree(workdir / "checkpoints/6", unfinished)
-    assert checkpoint.restore_params(workdir, LIKE)[0] == 6
+    assert restoring.restore_params(workdir, LIKE)[0] == 6
 
 
 def test_a_run_without_a_checkpoint_is_told_apart(tmp_path):
     for _ in range(2):
         with pytest.raises(UserError, match=f"--workdir={tmp_path}: has no checkpoint"):
-            checkpoint.restore_params(tmp_path, LIKE)
+            restoring.restore_params(tmp_path, LIKE)
         (tmp_path / "checkpoints").mkdir(exist_ok=True)
 
 
@@ -173,7 +173,7 @@ SPOILED = (
 @pytest.mark.parametrize("what", SPOILED)
 def test_what_is_no_checkpoint_is_named_and_the_one_before_it_used(workdir, what, capsys):
     said = spoil(workdir, what)
-    assert checkpoint.restore_params(workdir, LIKE)[0] == 4
+    assert restoring.restore_params(workdir, LIKE)[0] == 4
     assert said in capsys.readouterr().err
 
 
@@ -195,7 +195,7 @@ def test_an_array_of_another_shape_or_type_is_named_and_not_cast(workdir, change
     norm = {**LIKE["global_model"]["norm"], "scale": change(LIKE["global_model"]["norm"]["scale"])}
     like = {**LIKE, "global_model": {**LIKE["global_model"], "norm": norm}}
     with pytest.raises(CheckpointError):
-        checkpoint.restore_params(workdir, like)
+        restoring.restore_params(workdir, like)
     assert f"params/global_model.norm.scale has {named}" in capsys.readouterr().err
 
 

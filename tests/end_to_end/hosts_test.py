@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import time
 
@@ -188,6 +189,52 @@ def test_data_that_one_host_lacks_stop_all_of_them(text_dir, tmp_path):
     assert outcomes[0].err.startswith("train.py: error: on process 1: ")
     assert "text" in outcomes[0].err and outcomes[0].err.count("\n") == 1
     assert not workdir.exists()
+
+
+def test_data_that_differ_between_hosts_stop_all_of_them(text_dir, tmp_path):
+    port, workdir = hosts.free_port(), tmp_path / "run"
+    arguments = hosts.train_arguments(config_of("~/text"), workdir)
+    for process in range(2):
+        shutil.copytree(text_dir, tmp_path / str(process) / "text")
+    for path in (tmp_path / "1" / "text").iterdir():
+        with path.open("a") as file:
+            file.write("more")
+    outcomes = hosts.launch(
+        tmp_path / "logs",
+        2,
+        lambda process: [*arguments, *hosts.flags(process, 2, port)],
+        4,
+        HOME=f"{tmp_path}/%p",
+    )
+    assert [outcome.status for outcome in outcomes] == [2, 2], outcomes
+    assert outcomes[0].err == outcomes[1].err
+    line = (
+        r"train.py: error: train: '.*' on process 0, '.*' on process 1; accepted is the same data"
+    )
+    assert re.fullmatch(f"{line} on all processes\n", outcomes[0].err)
+    assert not workdir.exists()
+
+
+def test_another_version_of_the_code_on_one_host_stops_all_of_them(text_dir, tmp_path):
+    port, workdir = hosts.free_port(), tmp_path / "run"
+    _, *arguments = hosts.train_arguments(config_of(text_dir), workdir)
+    other = tmp_path / "other"
+    shutil.copytree(runs.ROOT / "megabyte_jax", other / "megabyte_jax")
+    shutil.copy(runs.ROOT / "train.py", other)
+    with (other / "megabyte_jax" / "optimizer.py").open("a") as file:
+        file.write("# another version\n")
+    scripts = runs.ROOT / "train.py", other / "train.py"
+    outcomes = hosts.launch(
+        tmp_path / "logs",
+        2,
+        lambda process: [str(scripts[process]), *arguments, *hosts.flags(process, 2, port)],
+        4,
+    )
+    assert [outcome.status for outcome in outcomes] == [2, 2], outcomes
+    assert outcomes[0].err == outcomes[1].err
+    line = r"train.py: error: source of megabyte_jax \(its digest\): '.*' on process 0, '.*' on"
+    said = f"{line} process 1; accepted is the same version on all processes\n"
+    assert re.fullmatch(said, outcomes[0].err) and not workdir.exists()
 
 
 def test_two_processes_evaluate_as_one_does(whole, tmp_path):

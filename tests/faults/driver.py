@@ -226,8 +226,12 @@ def checkpoints(workdir: Path) -> list[int]:
 
 
 def differences(workdir: Path, config: ConfigDict, devices: int = 1) -> list[str]:
-    """In what a run is not the uninterrupted one: records, parameters, the optimizer's state."""
-    paths = workdir, whole(config, devices)
+    """In what a run is not the uninterrupted one."""
+    return differences_of(workdir, whole(config, devices))
+
+
+def differences_of(*paths: Path) -> list[str]:
+    """In what one run is not another: records, parameters, the optimizer's state."""
     one, two = (
         [{k: v for k, v in record.items() if k not in TIMES} for record in runs.records(path)]
         for path in paths

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from tests import hosts, runs
+from tests.faults import driver
 from tests.faults.driver import Outcome
 
 PEER_SECONDS = 5
@@ -53,9 +54,7 @@ def signalled(
 ) -> tuple[list[int | None], list[str], float]:
     """Statuses, what was said and the seconds to the end, of a signal `at` seconds after a line."""
     source = scratch / "text"
-    source.mkdir(parents=True)
-    for i in range(8):
-        (source / f"{i}.txt").write_bytes(TEXT)
+    _write_text(source)
     port, logs = hosts.free_port(), scratch / "logs"
     arguments = hosts.train_arguments(config_of(source, num_processes), scratch / "run")
     with hosts.started(
@@ -74,6 +73,12 @@ def signalled(
         seconds = time.monotonic() - begun
         statuses = [child.poll() for child in processes]
     return statuses, [(logs / f"{i}.err").read_text() for i in range(num_processes)], seconds
+
+
+def _write_text(source: Path) -> None:
+    source.mkdir(parents=True)
+    for i in range(8):
+        (source / f"{i}.txt").write_bytes(TEXT)
 
 
 def _end(child: subprocess.Popen[bytes], deadline: float) -> None:
@@ -100,6 +105,29 @@ def lost_processes(scratch: Path, tries: int, seed: int) -> Outcome:
         ):
             lost.append(f"{what}: statuses {statuses}: {said[1 - victim][-500:]}")
     return Outcome(lost, worst, f"{where}, of {PEER_SECONDS} s")
+
+
+def restarted(scratch: Path, tries: int, seed: int) -> Outcome:
+    """A worker or the coordinator, killed; started again, the run is one that none was lost of."""
+    draw, lost = random.Random(seed), []
+    source, whole = scratch / "text", scratch / "whole"
+    _write_text(source)
+    changes = {"train.num_steps": 30, "checkpoint.interval": 5, "eval.interval": 10}
+    for outcome in launch(whole, source, "none", 0, **changes):
+        assert outcome.status == 0, outcome.err
+    for i in range(tries):
+        directory, update = scratch / f"{i}", draw.randrange(6, 29)
+        what = f"process {i % 2} killed at update {update}"
+        killed = launch(directory, source, "SIGKILL", i % 2, update=update, **changes)
+        again = launch(directory, source, "none", 0, **changes)
+        statuses = [outcome.status for outcome in (killed[1 - i % 2], *again)]
+        start = re.search(driver.STARTED, again[0].err)
+        if statuses != [7, 0, 0] or not start or start[1] == "0":
+            lost.append(f"{what}: statuses {statuses}: {again[0].err[-500:]}")
+        else:
+            found = driver.differences_of(directory / "run", whole / "run")
+            lost += [f"{what}: {difference}" for difference in found[:1]]
+    return Outcome(lost)
 
 
 def preempted(scratch: Path, tries: int, seed: int) -> Outcome:
