@@ -3,32 +3,38 @@
     python -m benchmarks.safety --output=safety.json
 
 Prints a line per figure: the median of its repeats and their range, in percent of what it is
-compared with. The two take turns in one process, so that a machine that is busy is so for both.
+compared with. What is a call of ours is timed where it is called, within what it adds to: a machine
+that is busy slows both. What is no call of ours is done with and without it in turns.
 
-save: from the start of a save until it is announced, for digests, manifest and reading back.
+save: digests, manifest, the look whether all is finite and reading back, within a save from its
+    start until it is announced.
 wait: the part of that for which updates wait.
-step: an update, for the watchdog, the turns with the preemption, the lock and the judgement.
-check: an update, for looking whether it is finite before it is applied.
-restore: reading a checkpoint, for verifying it first.
+item: the manifest as an item that Orbax writes; saves with and without it.
+restore: verifying a checkpoint, within reading it.
+step: the watchdog, the turns with the preemption and the judgement, within an update.
+check: looking inside an update whether it is finite before it is applied; updates with and without.
 """
 
 import argparse
 import contextlib
+import functools
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from benchmarks import machine
 from benchmarks.generation import Figure
 from configs import quickstart
-from megabyte_jax import checkpoint, lock, manifest, run_config, sharding, training
+from megabyte_jax import checkpoint, distributed, lock, manifest, run_config, sharding, training
 from megabyte_jax.data import datasets
 from megabyte_jax.guard import Guard
 from megabyte_jax.models.config import ModelConfig
@@ -37,76 +43,101 @@ from megabyte_jax.preemption import Preemption
 from megabyte_jax.training import TrainState
 from megabyte_jax.watchdog import Watchdog
 
-UPDATES = 8  # of a repeat
+COMPOSITE = ocp.args.Composite
 
 
-def percent(
-    with_it: Callable[[], float], without: Callable[[], float], repeats: int
-) -> list[float]:
-    """How much longer one thing takes than the other, in pairs, after one that warms up."""
+class Stopwatch:
+    """Adds up the seconds spent in some functions."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def within(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, timed."""
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return jax.block_until_ready(function(*args, **kwargs))
+            finally:
+                self.seconds += time.perf_counter() - start
+
+        return timed
+
+    @contextlib.contextmanager
+    def on(self, *places: tuple[Any, str]) -> Iterator[None]:
+        """Inside, the functions at some places are timed."""
+        with contextlib.ExitStack() as stack:
+            for owner, name in places:
+                timed = self.within(getattr(owner, name))
+                stack.enter_context(mock.patch.object(owner, name, timed))
+            yield
+
+
+def share(watch: Stopwatch, what: Callable[[], Any], repeats: int) -> list[float]:
+    """Percent that what is timed adds to the rest of something, after one that warms up."""
     found = []
-    for i in range(repeats + 1):
-        first, second = (with_it, without) if i % 2 else (without, with_it)
-        took = {first: first()}
-        took[second] = second()
-        found.append(100 * (took[with_it] / took[without] - 1))
+    for _ in range(repeats + 1):
+        watch.seconds, start = 0.0, time.perf_counter()
+        what()
+        rest = time.perf_counter() - start - watch.seconds
+        found.append(100 * watch.seconds / rest)
     return found[1:]
 
 
-@contextlib.contextmanager
-def nothing_verified() -> Iterator[None]:
-    """Checkpoints without digests, as Orbax alone writes them."""
-    with contextlib.ExitStack() as stack:
-        for name, value in (("chunks", {}), ("verify", None)):
-            replacement = mock.Mock(return_value=value)
-            stack.enter_context(mock.patch.object(manifest, name, replacement))
-        yield
+def percent(with_it: Callable[[], Any], without: Callable[[], Any], repeats: int) -> list[float]:
+    """How much longer one thing takes than the other, in pairs, after one that warms up."""
+    found = []
+    for i in range(repeats + 1):
+        took = {}
+        for what in (with_it, without) if i % 2 else (without, with_it):
+            start = time.perf_counter()
+            what()
+            took[what] = time.perf_counter() - start
+        found.append(100 * (took[with_it] / took[without] - 1))
+    return found[1:]
 
 
 def saves(state: TrainState, repeats: int) -> Iterator[Figure]:
     """Saving and restoring a state."""
     config = quickstart.get_config().checkpoint
-    times: dict[str, list[float]] = {}
+    facts: dict[str, object] = {"skip": (), "environment": {}}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(checkpoint.files, "say"))
-        facts: dict[str, object] = {"skip": (), "environment": {}}
         checkpoints = stack.enter_context(checkpoint.Checkpoints(Path(folder), config, facts))
         step = 0
 
-        def save() -> float:
+        def numbered() -> TrainState:
             nonlocal step
             step += 1
-            numbered = state._replace(step=jax.numpy.int32(step))
-            jax.block_until_ready(numbered)
-            start = time.perf_counter()
-            checkpoints.save(numbered)
-            wait = time.perf_counter()
+            return state._replace(step=jax.numpy.int32(step))
+
+        def save() -> None:
+            checkpoints.save(numbered())
             checkpoints.finish()
-            times.setdefault("wait", []).append(wait - start)
-            return time.perf_counter() - start
 
-        def bare() -> float:
-            with nothing_verified():
-                return save()
+        def bare() -> None:
+            with mock.patch.object(ocp.args, "Composite", without_manifest):
+                with mock.patch.object(manifest, "verify"):
+                    save()
 
-        def restore() -> float:
-            start = time.perf_counter()
-            checkpoints.restore(state)
-            return time.perf_counter() - start
-
-        def trust() -> float:
-            with mock.patch.object(manifest, "verify"):
-                return restore()
-
-        total = percent(save, bare, repeats)
-        waits = times["wait"][2:]
-        pairs = [waits[i : i + 2] for i in range(0, len(waits), 2)]
-        # The order of a pair alternates, as in `percent`.
-        ordered = [(a, b) if i % 2 == 0 else (b, a) for i, (a, b) in enumerate(pairs)]
-        yield Figure("save", total, "%", 5, at_most=True)
-        yield Figure("wait", [100 * (a / b - 1) for a, b in ordered], "%")
+        watch = Stopwatch()
+        before = (checkpoint, "_all_finite"), (manifest, "chunks"), (manifest, "make")
+        with watch.on(*before, (manifest, "verify")):
+            yield Figure("save", share(watch, save, repeats), "%", 5, at_most=True)
+        with watch.on(*before):
+            yield Figure("wait", share(watch, lambda: checkpoints.save(numbered()), repeats), "%")
+        with mock.patch.object(manifest, "verify"):
+            yield Figure("item", percent(save, bare, repeats), "%")
         save()
-        yield Figure("restore", percent(restore, trust, repeats), "%")
+        with watch.on((manifest, "read"), (manifest, "verify")):
+            restore = functools.partial(checkpoints.restore, state)
+            yield Figure("restore", share(watch, restore, repeats), "%")
+
+
+def without_manifest(manifest: Any, **items: Any) -> Any:
+    """The items of a save but for the manifest."""
+    return COMPOSITE(**items)
 
 
 def updates(config: ConfigDict, model: ModelConfig, repeats: int) -> Iterator[Figure]:
@@ -118,8 +149,8 @@ def updates(config: ConfigDict, model: ModelConfig, repeats: int) -> Iterator[Fi
     (documents,) = datasets.open_splits(config.data, ("train",), model.patch_size)
     sampler = datasets.train_windows(config, documents, model.seq_len)
     guard = Guard(config.guard, training.judged(like), sampler, 0)
-    preemption = Preemption()
-    batches = [jax.device_put(sampler.rows(i, 0, config.train.batch_size)) for i in range(UPDATES)]
+    preemption, watch = Preemption(), Stopwatch()
+    batch = jax.device_put(sampler.rows(0, 0, config.train.batch_size))
 
     def compiled() -> Callable[..., tuple[TrainState, training.Metrics]]:
         return training.make_train_step(model, optimizer, schedule, config.seed, 1, like)
@@ -129,42 +160,40 @@ def updates(config: ConfigDict, model: ModelConfig, repeats: int) -> Iterator[Fi
         with mock.patch.object(training, "_where", lambda applied, new, old: new):
             unchecked = compiled()
             state = training.init_state(model, optimizer, config.seed, like)
-            state, _ = unchecked(state, batches[0])  # compiled while the patches hold
+            state, _ = unchecked(state, batch)  # compiled while the patches hold
 
-    def run(update: Callable[..., tuple[TrainState, training.Metrics]]) -> float:
+    def run(update: Callable[..., tuple[TrainState, training.Metrics]]) -> training.Metrics:
         nonlocal state
-        start = time.perf_counter()
-        for x in batches:
-            state, metrics = update(state, x)
-            float(metrics["loss"])
-        return time.perf_counter() - start
+        state, metrics = update(state, batch)
+        return jax.block_until_ready(metrics)
 
-    def watched() -> float:
-        nonlocal state
-        start = time.perf_counter()
-        for step, x in enumerate(batches, 1):
-            with preemption.waiting(), watchdog.during(f"waiting for batch {step}", 300):
-                pass
-            watchdog.begin(f"update {step}", 600)
-            state, metrics = update(state, x)
-            guard.judge(step, metrics)
-            float(metrics["loss"])
-        return time.perf_counter() - start
+    @watch.within
+    def before() -> None:
+        distributed.preempted_together(preemption.requested)
+        with preemption.waiting(), watchdog.during("waiting for batch 1", 300):
+            pass
+        watchdog.begin("update 1", 600)
+
+    judge = watch.within(guard.judge)
+
+    def watched() -> None:
+        before()
+        judge(1, run(update))
 
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(lock.hold(folder))
         watchdog = stack.enter_context(Watchdog())
         stack.enter_context(preemption.holding(lambda: ""))
-        yield Figure("step", percent(watched, lambda: run(update), repeats), "%", 1, at_most=True)
+        yield Figure("step", share(watch, watched, repeats), "%", 1, at_most=True)
         yield Figure("check", percent(lambda: run(update), lambda: run(unchecked), repeats), "%")
-    yield from saves(state, 5 * repeats)  # what the disk takes varies more
+    yield from saves(state, repeats)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures as the flags say."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--output", default="", help="JSON with all repeats")
     flags = parser.parse_args(arguments)
     config = quickstart.get_config()

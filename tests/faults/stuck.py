@@ -8,6 +8,7 @@ from tests.faults import driver
 from tests.faults.driver import Outcome, Trainer
 
 LIMIT = 3  # seconds, of the watchdog
+REFUSE_SECONDS = 5
 
 
 def hangs(scratch: Path, tries: int, seed: int) -> Outcome:
@@ -59,10 +60,11 @@ def two_trainers(scratch: Path, tries: int, seed: int) -> Outcome:
             begun = time.monotonic()
             with Trainer(config, workdir) as second:
                 status = second.end(60)
-            worst = max(worst, time.monotonic() - begun)
+            seconds = time.monotonic() - begun
+            worst = max(worst, seconds)
             named = f"process {first.process.pid} " in second.said
             ended = first.end()
         problems = driver.differences(workdir, config) if ended == 0 else [first.said[-500:]]
-        if status != 9 or not named or problems:
-            lost.append(f"status {status}, {problems}: {second.said[-500:]}")
+        if status != 9 or not named or problems or seconds > REFUSE_SECONDS:
+            lost.append(f"status {status}, {seconds:.1f} s, {problems}: {second.said[-500:]}")
     return Outcome(lost, worst, "until it was refused")
