@@ -43,8 +43,8 @@ def not_finite(scratch: Path, tries: int, seed: int) -> Outcome:
 
         return f"{site}:{batch}:{moments.randrange(100)}", strike
 
-    strikes = [at(list(NAMED)[i % 6], 6 * (i % 6) + moments.randrange(6)) for i in range(tries)]
-    return chain(scratch, driver.tiny(), strikes[::-1])
+    strikes = [at(list(NAMED)[i % 6], 6 * i + moments.randrange(6)) for i in range(tries)]
+    return chain(scratch, driver.tiny(**{"train.num_steps": max(60, 6 * tries + 6)}), strikes[::-1])
 
 
 def policies(scratch: Path, tries: int, seed: int) -> Outcome:

@@ -62,6 +62,11 @@ def _one_run(config: ConfigDict, workdir: Path, left: list[Strike], devices: int
             left.pop()
 
 
+def _lasting(lives: int) -> ConfigDict:
+    """A run that goes on for many lives, as each run costs its last one, which is not killed."""
+    return driver.tiny(**{"train.num_steps": max(60, 20 * lives)})
+
+
 def in_training(scratch: Path, tries: int, seed: int) -> Outcome:
     """Random moments, one in five from the start of the process on, the others in the updates."""
     moments = random.Random(seed)
@@ -72,7 +77,7 @@ def in_training(scratch: Path, tries: int, seed: int) -> Outcome:
         time.sleep(moments.uniform(0, 2))
         return life.kill()
 
-    return chain(scratch, driver.tiny(), itertools.repeat(("", strike), tries))
+    return chain(scratch, _lasting(tries), itertools.repeat(("", strike), tries))
 
 
 def in_a_save(scratch: Path, tries: int, seed: int) -> Outcome:
@@ -89,7 +94,7 @@ def in_a_save(scratch: Path, tries: int, seed: int) -> Outcome:
         time.sleep(moments.uniform(0, 0.12))
         return life.kill()
 
-    return chain(scratch, driver.tiny(), itertools.repeat(("", strike), tries))
+    return chain(scratch, _lasting(tries), itertools.repeat(("", strike), tries))
 
 
 def at_awkward_places(scratch: Path, tries: int, seed: int) -> Outcome:

@@ -30,8 +30,8 @@ class Lane(NamedTuple):
 
 LANES = (
     Lane("no false report of copies that differ", guards.no_false_report, 0, 10_000, 10_000),
-    Lane("SIGKILL in training", kills.in_training, 4, 300, 10),
-    Lane("SIGKILL in a save", kills.in_a_save, 4, 200, 10),
+    Lane("SIGKILL in training", kills.in_training, 4, 300, 20),
+    Lane("SIGKILL in a save", kills.in_a_save, 4, 200, 20),
     Lane("SIGKILL at awkward places", kills.at_awkward_places, 8, 8, 8),
     Lane("SIGTERM, size of the quickstart", preemption.at_random_times, 1, 100, 10),
     Lane("damaged checkpoint files", damage.files, 20, 500, 250),
@@ -40,7 +40,7 @@ LANES = (
     Lane("too small, read-only or no directory", storage.unusable, 4, 4, 4, mounts=True),
     Lane("work directory removed", storage.vanishing, 0, 4, 4),
     Lane("too few open files", storage.few_files, 0, 6, 3),
-    Lane("NaN at six sites", guards.not_finite, 2, 120, 6),
+    Lane("NaN at six sites", guards.not_finite, 2, 120, 12),
     Lane("skip_update and rollback_skip", guards.policies, 1, 12, 4),
     Lane("flipped bit in one of four copies", guards.flipped_bits, 4, 64, 64),
     Lane("flipped bit, noticed by train.py", guards.flipped_in_a_run, 1, 6, 6),

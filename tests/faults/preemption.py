@@ -61,7 +61,7 @@ def at_random_times(scratch: Path, tries: int, seed: int) -> Outcome:
     """Runs of the size of the quickstart, stopped at any moment from their first line on."""
     moments, stop = random.Random(seed), Stop()
     config = quickstart.get_config()
-    config.train.update(num_bytes=0, num_steps=16)
+    config.train.update(num_bytes=0, num_steps=12 + 3 * tries)
     config.optimizer.warmup_steps = 3
     config.log_interval = 1
     config.eval.num_bytes = 10_000
