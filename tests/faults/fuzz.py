@@ -166,7 +166,8 @@ def _wrong(case: Any, status: object, out: str, err: str) -> str:
         return said
     parts = {part for name in case.names for part in (name, *name.split(".")) if part}
     # One that stands by itself behind a flag that takes none.
-    parts |= {repr(a.lstrip("-"))[:40] for a in case.arguments if parts and "=" not in a}
+    alone = [a for a in case.arguments if "=" not in a or not a.startswith("--")]
+    parts |= {repr(a.lstrip("-"))[:40] for a in alone if parts}
     named = not parts or any(part in err for part in parts) or "--config=" in err
     return "" if named and "accepted" in err and err.startswith("train.py: error: ") else said
 

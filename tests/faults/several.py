@@ -20,7 +20,7 @@ def config_of(source, num_processes, **changes):
     config = runs.tiny_config(source)
     config.train.update(num_steps=100_000, batch_size=4, grad_accumulation=1)
     config.eval.interval = config.checkpoint.interval = config.guard.replica_interval = 0
-    config.data.workers = 0
+    config.data.workers = config.sample.num_bytes = 0
     config.mesh.data = num_processes
     config.watchdog.peer_seconds = float(PEER_SECONDS)
     config.model.global_model.dropout = config.model.local_model.dropout = 0.0
