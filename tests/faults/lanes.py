@@ -50,7 +50,7 @@ LANES = (
     Lane("second trainer in the directory", stuck.two_trainers, 1, 6, 3),
     Lane("SIGTERM in each phase", preemption.in_each_phase, 3, 30, 5),
     Lane("SIGTERM twice, SIGINT, SIGUSR1, SIGKILL after", preemption.otherwise, 2, 24, 8),
-    Lane("one of two processes killed or stopped", several.lost_processes, 0, 12, 4),
+    Lane("one of two processes killed or stopped", several.lost_processes, 0, 8, 4),
     Lane("one of two processes killed, started again", several.restarted, 0, 4, 2),
-    Lane("SIGTERM to one of two or four processes", several.preempted, 0, 15, 5),
+    Lane("SIGTERM to one of two or four processes", several.preempted, 0, 10, 5),
 )
