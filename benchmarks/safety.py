@@ -6,9 +6,9 @@ Prints a line per figure: the median of its repeats and their range, in percent 
 compared with. What is a call of ours is timed where it is called, within what it adds to: a machine
 that is busy slows both. What is no call of ours is done with and without it in turns.
 
-save: digests, manifest, the look whether all is finite and reading back, within a save from its
-    start until it is announced.
-wait: the part of that for which updates wait.
+save: digests, manifest and reading back, within a save from its start until it is announced.
+finite: the look whether all that is saved is finite, within the same.
+wait: digests and manifest, within the part of a save for which updates wait.
 item: the manifest as an item that Orbax writes; saves with and without it.
 restore: verifying a checkpoint, within reading it.
 step: the watchdog, the turns with the preemption and the judgement, within an update.
@@ -58,7 +58,8 @@ class Stopwatch:
         def timed(*args: Any, **kwargs: Any) -> Any:
             start = time.perf_counter()
             try:
-                return jax.block_until_ready(function(*args, **kwargs))
+                result = function(*args, **kwargs)
+                return result.block_until_ready() if isinstance(result, jax.Array) else result
             finally:
                 self.seconds += time.perf_counter() - start
 
@@ -122,9 +123,11 @@ def saves(state: TrainState, repeats: int) -> Iterator[Figure]:
                     save()
 
         watch = Stopwatch()
-        before = (checkpoint, "_all_finite"), (manifest, "chunks"), (manifest, "make")
+        before = (manifest, "chunks"), (manifest, "make")
         with watch.on(*before, (manifest, "verify")):
             yield Figure("save", share(watch, save, repeats), "%", 5, at_most=True)
+        with watch.on((checkpoint, "_all_finite")):
+            yield Figure("finite", share(watch, save, repeats), "%")
         with watch.on(*before):
             yield Figure("wait", share(watch, lambda: checkpoints.save(numbered()), repeats), "%")
         with mock.patch.object(manifest, "verify"):

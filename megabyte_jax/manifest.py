@@ -33,8 +33,9 @@ _DESCRIPTIONS = {
     "commit_success.txt",
 }
 _DESCRIPTION_BYTES, _BYTES_PER_ARRAY = 1 << 20, 1 << 14
-_PIECE = 1 << 22  # bytes read at a time
-_THREADS = 4  # that read
+_PIECE = 1 << 18  # bytes read at a time, which stay in the processor's cache
+# Threads that read, one more for as many bytes, as of few they cost more than they bring.
+_THREADS, _BYTES_PER_THREAD = 4, 1 << 28
 
 
 def chunks(items: Mapping[str, Any]) -> dict[str, str]:
@@ -240,15 +241,19 @@ def verify(checkpoint: Path, digests: Mapping[str, str]) -> None:
     Raises:
         CheckpointError: a file differs; names it.
     """
+    paths = {name: os.path.join(checkpoint, name) for name in digests}
+    size = sum(map(os.path.getsize, paths.values()))
+    threads = min(_THREADS, 1 + size // _BYTES_PER_THREAD)
 
-    def held(name: str) -> str:
-        found = xxhash.xxh3_128()
-        with open(checkpoint / name, "rb", buffering=0) as file:
-            while piece := file.read(_PIECE):
-                found.update(piece)
-        return found.hexdigest()
-
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for name, found in zip(digests, pool.map(held, digests), strict=True):
-            if found != digests[name]:
+    def read(thread: int) -> None:
+        buffer = memoryview(bytearray(_PIECE))
+        for name, path in itertools.islice(paths.items(), thread, None, threads):
+            found = xxhash.xxh3_128()
+            with open(path, "rb", buffering=0) as file:
+                while count := file.readinto(buffer):
+                    found.update(buffer[:count])
+            if found.hexdigest() != digests[name]:
                 raise CheckpointError(f"{name} is damaged: its digest is not the manifest's")
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(read, range(threads)))
