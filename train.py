@@ -178,7 +178,8 @@ def make_updates(run: Run, life: Life, state: TrainState) -> None:
     from megabyte_jax.training import make_pass_over
 
     config, steps, preemption, checkpoints = run.config, run.steps, run.preemption, life.checkpoints
-    reporter, watchdog, limits = life.reporter, life.watchdog, run.config.watchdog
+    reporter, watchdog, pause_seconds = life.reporter, life.watchdog, config.watchdog.pause_seconds
+    step_seconds, data_seconds = config.watchdog.step_seconds, config.watchdog.data_seconds
     step = start = int(state.step)
     previous: tuple[int, Metrics] | None = None
 
@@ -195,7 +196,7 @@ def make_updates(run: Run, life: Life, state: TrainState) -> None:
 
     def save() -> str:
         """Saves the last update, as the run is told to stop."""
-        with watchdog.during("saving", limits.pause_seconds):
+        with watchdog.during("saving", pause_seconds):
             try:
                 settle()
             except RollBack as back:
@@ -227,9 +228,9 @@ def make_updates(run: Run, life: Life, state: TrainState) -> None:
                 state = pass_over(state)
             else:
                 with preemption.waiting():
-                    with watchdog.during(f"waiting for batch {step - 1}", limits.data_seconds):
+                    with watchdog.during(f"waiting for batch {step - 1}", data_seconds):
                         x = next(batches)
-                watchdog.begin(f"update {step}", limits.step_seconds)
+                watchdog.begin(f"update {step}", step_seconds)
                 state, metrics = update(state, x)
                 settle()  # waits for the update before this one, which runs meanwhile
                 previous = step, metrics
@@ -242,7 +243,7 @@ def make_updates(run: Run, life: Life, state: TrainState) -> None:
                 look(run, life, step, state.params)
             if run.due(step, config.checkpoint.interval):
                 settle()
-                with reporter.paused("saving"), watchdog.during("saving", limits.pause_seconds):
+                with reporter.paused("saving"), watchdog.during("saving", pause_seconds):
                     (checkpoints.save_now if step == steps else checkpoints.save)(state)
 
 
