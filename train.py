@@ -299,7 +299,7 @@ def look(
             batch_size, num_bytes = config.eval.batch_size, config.eval.num_bytes
             result = evaluation.evaluate(run.model, params, valid, batch_size, num_bytes)
         life.reporter.evaluation(step, result.bits_per_byte, result.bytes)
-    if samples and run.due(step, config.sample.interval):
+    if samples and config.sample.num_bytes and run.due(step, config.sample.interval):
         with paused(run, life, "sampling", compiles=True):
             contents = sample(config, run.model, params)
         life.reporter.sample(step, contents, run.suffix)

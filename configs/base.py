@@ -107,7 +107,7 @@ def get_config() -> ConfigDict:
     config.sample = ConfigDict()
     config.sample.interval = 1000
     config.sample.prompt = ""
-    config.sample.num_bytes = 256  # of an image, what is missing is black
+    config.sample.num_bytes = 256  # 0 for no samples; of an image, what is missing is black
     config.sample.temperature = 1.0
     config.checkpoint = ConfigDict()
     config.checkpoint.interval = 1000

@@ -8,21 +8,16 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests import xla
+
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 
 # Of a config that is run, Python would leave a compiled copy beside it.
 sys.dont_write_bytecode = True
 # A shell that names another backend keeps it, so that the same tests can run on an accelerator.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        # Eight devices on any machine: what holds on one device must hold on a mesh.
-        "--xla_force_host_platform_device_count=8",
-        # Nearly all of a test's time goes into compiling steps that then run a few times.
-        "--xla_backend_optimization_level=0",
-    ]
-).strip()
+# Eight devices on any machine: what holds on one device must hold on a mesh.
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags(8)}".strip()
 # Collectives of the eight block a thread each, and with as many threads as this machine has cores
 # they wait for each other for ever.
 os.environ.setdefault("NPROC", "64")

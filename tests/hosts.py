@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from megabyte_jax import run_config
-from tests import runs
+from tests import runs, xla
 
 Arguments = Callable[[int], Sequence[str]]
 
@@ -56,7 +56,6 @@ def started(
     `%p` in a value of the environment is the number of the process.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    xla = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
     inherited = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")}
     processes = []
     try:
@@ -64,7 +63,7 @@ def started(
             own = {name: value.replace("%p", str(process)) for name, value in environment.items()}
             with open(logs / f"{process}.out", "w") as out, open(logs / f"{process}.err", "w") as e:
                 command = [sys.executable, *arguments(process)]
-                environ = {**inherited, "XLA_FLAGS": xla, **own}
+                environ = {**inherited, "XLA_FLAGS": xla.flags(devices), **own}
                 processes.append(
                     subprocess.Popen(command, env=environ, cwd=runs.ROOT, stdout=out, stderr=e)
                 )

@@ -14,7 +14,7 @@ import pytest
 from megabyte_jax import config_keys, load
 from megabyte_jax.data import windows
 from megabyte_jax.errors import CheckpointError, NonFiniteError, UserError
-from tests import runs
+from tests import runs, xla
 
 # Orbax leaves reads behind when one fails.
 READS_GIVEN_UP = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -67,7 +67,7 @@ def test_a_run_whose_process_is_killed_resumes_bit_for_bit(text_dir, tmp_path):
     runs.train(config, whole)
     arguments = [f"--config.{key}={value}" for key, value in changes(config)]
     command = [sys.executable, "train.py", f"--config={runs.ROOT}/configs/base.py"]
-    one_device = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    one_device = {**os.environ, "XLA_FLAGS": xla.flags(1)}
     process = subprocess.Popen(
         [*command, f"--workdir={killed}", *arguments],
         cwd=runs.ROOT,

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from megabyte_jax import run_config
-from tests import runs
+from tests import runs, xla
 from tests.faults import forge
 
 CACHE = runs.ROOT / ".cache" / "jax"
@@ -30,7 +30,6 @@ ENVIRONMENT = {
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
 }
-XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
 TIMES = ("bytes_per_second", "utilisation")
 SAVED = r"update (\d+): checkpoint saved and verified"
 STARTED = r"updates (\d+) to (\d+)"
@@ -80,7 +79,7 @@ class Trainer:
         flags = [f"--config={runs.ROOT}/configs/base.py", f"--workdir={workdir}", *changes(config)]
         self.workdir, self.lines = workdir, list[tuple[float, str]]()
         self._news = threading.Condition()
-        environment = {**os.environ, **ENVIRONMENT, "XLA_FLAGS": f"{XLA_FLAGS}{devices}"}
+        environment = {**os.environ, **ENVIRONMENT, "XLA_FLAGS": xla.flags(devices)}
         self.process = forge.Forged([fault, *flags], environment)
         os.sched_setaffinity(self.process.pid, {core()})
         self._reader = threading.Thread(target=self._read)

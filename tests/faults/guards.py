@@ -93,7 +93,7 @@ def flipped_bits(scratch: Path, tries: int, seed: int) -> Outcome:
 
 def flipped_in_a_run(scratch: Path, tries: int, seed: int) -> Outcome:
     """The same in train.py, which compares the copies now and then."""
-    config = driver.tiny(**{"guard.replica_interval": 5})
+    config = driver.tiny(**{"guard.replica_interval": 5, "train.num_steps": 10 + 5 * tries})
 
     def at(i: int) -> tuple[str, Callable[[Trainer], bool]]:
         def strike(life: Trainer) -> bool:

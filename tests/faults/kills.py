@@ -64,7 +64,7 @@ def _one_run(config: ConfigDict, workdir: Path, left: list[Strike], devices: int
 
 def _lasting(lives: int) -> ConfigDict:
     """A run that goes on for many lives, as each run costs its last one, which is not killed."""
-    return driver.tiny(**{"train.num_steps": max(60, 20 * lives)})
+    return driver.tiny(**{"train.num_steps": max(60, 20 * (lives - 1))})
 
 
 def in_training(scratch: Path, tries: int, seed: int) -> Outcome:

@@ -61,11 +61,11 @@ def at_random_times(scratch: Path, tries: int, seed: int) -> Outcome:
     """Runs of the size of the quickstart, stopped at any moment from their first line on."""
     moments, stop = random.Random(seed), Stop()
     config = quickstart.get_config()
-    config.train.update(num_bytes=0, num_steps=12 + 3 * tries)
+    config.train.update(num_bytes=0, num_steps=6 + 3 * tries)
     config.optimizer.warmup_steps = 3
     config.log_interval = 1
     config.eval.num_bytes = 10_000
-    config.sample.num_bytes = 1
+    config.sample.num_bytes = 0
     config.checkpoint.interval = 5
 
     def strike(life: Trainer) -> bool:

@@ -23,24 +23,30 @@ def config_of(source, num_processes, **changes):
     config.data.workers = config.sample.num_bytes = 0
     config.mesh.data = num_processes
     config.watchdog.peer_seconds = float(PEER_SECONDS)
+    config.optimizer.schedule = "constant"  # one program, however many updates
     config.model.global_model.dropout = config.model.local_model.dropout = 0.0
     config.update_from_flattened_dict(changes)
     return config
 
 
-def launch(scratch, source, fault, process, num_processes=2, update=3, **changes):
-    """What becomes of each process of train.py when one has a fault of `tests.faults.at`."""
+def _arguments(config, workdir, fault="none", process=0, update=0):
+    """Of each process of train.py, by its number, when one has a fault of `tests.faults.at`."""
     port = hosts.free_port()
-    config = config_of(source, num_processes, **changes)
-    _, *arguments = hosts.train_arguments(config, scratch / "run")
-    at = ["-m", "tests.faults.at", fault, str(process), str(update)]
+    _, *arguments = hosts.train_arguments(config, workdir)
+    at = ["-m", "tests.faults.at", fault, str(process), str(update), *arguments]
+    return lambda i: [*at, *hosts.flags(i, config.mesh.data, port)]
+
+
+def launch(scratch, source, fault, process, update=3, **changes):
+    """What becomes of each of two processes of train.py when one has a fault."""
     return hosts.launch(
         scratch / "logs",
-        num_processes,
-        lambda i: [*at, *arguments, *hosts.flags(i, num_processes, port)],
+        2,
+        _arguments(config_of(source, 2, **changes), scratch / "run", fault, process, update),
         1,
         grace=40,
         stopped=process if fault == "SIGSTOP" else None,
+        **driver.ENVIRONMENT,
     )
 
 
@@ -55,11 +61,9 @@ def signalled(
     """Statuses, what was said and the seconds to the end, of a signal `at` seconds after a line."""
     source = scratch / "text"
     _write_text(source)
-    port, logs = hosts.free_port(), scratch / "logs"
-    arguments = hosts.train_arguments(config_of(source, num_processes), scratch / "run")
-    with hosts.started(
-        logs, num_processes, lambda i: [*arguments, *hosts.flags(i, num_processes, port)], 1
-    ) as processes:
+    arguments = _arguments(config_of(source, num_processes), scratch / "run")
+    logs = scratch / "logs"
+    with hosts.started(logs, num_processes, arguments, 1, **driver.ENVIRONMENT) as processes:
         deadline = time.monotonic() + 120
         while wait_for not in (logs / "0.err").read_text() and time.monotonic() < deadline:
             time.sleep(0.05)
