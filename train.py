@@ -337,24 +337,23 @@ def main() -> None:
     from megabyte_jax.preemption import Preemption
 
     preemption = Preemption()
-    preemption.listen()  # before the imports that take seconds
+    with preemption.listening():  # before the imports that take seconds
+        from megabyte_jax import distributed
 
-    from megabyte_jax import distributed
-
-    coordinator, num_processes, process_id = (flag.value for flag in PROCESSES)
-    distributed.start(
-        coordinator,
-        num_processes,
-        process_id,
-        peer_seconds=CONFIG.value.watchdog.peer_seconds,
-    )
-    preemption.alone = distributed.is_alone()
-    train(
-        CONFIG.value,
-        WORKDIR.value,
-        preemption=preemption,
-        accept_config_change=ACCEPT_CONFIG_CHANGE.value,
-    )
+        coordinator, num_processes, process_id = (flag.value for flag in PROCESSES)
+        distributed.start(
+            coordinator,
+            num_processes,
+            process_id,
+            peer_seconds=CONFIG.value.watchdog.peer_seconds,
+        )
+        preemption.alone = distributed.is_alone()
+        train(
+            CONFIG.value,
+            WORKDIR.value,
+            preemption=preemption,
+            accept_config_change=ACCEPT_CONFIG_CHANGE.value,
+        )
 
 
 if __name__ == "__main__":

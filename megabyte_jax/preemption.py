@@ -26,7 +26,7 @@ class Preemption:
     `waiting`, in which it does not change. Several processes have to save the same update; there
     the main threads agree on it, see `distributed.preempted_together`.
 
-    Without `listen` nothing is ever requested, as in a notebook, where Ctrl-C is the notebook's.
+    Without `listening` nothing is ever requested, as in a notebook, where Ctrl-C is the notebook's.
 
     Attributes:
         alone: whether this process is all of the run.
@@ -39,8 +39,9 @@ class Preemption:
         self.alone = True
         self._save: Callable[[], str] = lambda: "nothing is to be saved"
 
-    def listen(self) -> None:
-        """Takes the signals over; to be called once, by the main thread."""
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Takes the signals over, in the main thread; after the block they change nothing."""
         read, write = os.pipe()
         os.set_blocking(write, False)
         # Written to by the signal itself, whatever the main thread does at the time.
@@ -48,6 +49,13 @@ class Preemption:
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._listen, args=(read,), name="preemption", daemon=True).start()
+        try:
+            yield
+        finally:
+            # Python takes its own handlers off before the process is gone: a signal that comes so
+            # late would take the place of the status.
+            for number in _SIGNALS:
+                signal.signal(number, signal.SIG_IGN)
 
     @property
     def requested(self) -> bool:

@@ -54,6 +54,11 @@ def tiny_config(source: Path | str, **changes: Any) -> ConfigDict:
     return config
 
 
+def as_json(config: ConfigDict) -> Any:
+    """A config as it comes back from its file."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
 def corpus_of(*documents: bytes) -> Corpus:
     views = [np.frombuffer(data, np.uint8) for data in documents]
     return Corpus("c", tuple(Document(f"{i}", v, 0, len(v)) for i, v in enumerate(views)))

@@ -171,6 +171,13 @@ def test_the_work_directory_holds_what_the_design_says(finished_run):
     assert all(300 < record["eval/bytes"] < 700 for record in evaluated)  # some are short
 
 
+def test_a_sample_of_no_bytes_is_not_taken(text_dir, tmp_path, capsys):
+    changes = {"train.num_steps": 2, "sample.num_bytes": 0, "optimizer.warmup_steps": 1}
+    runs.train(runs.tiny_config(text_dir, **changes), tmp_path)
+    assert runs.saved_steps(tmp_path) == [2] and "sampl" not in capsys.readouterr().err
+    assert not (tmp_path / "samples").exists()
+
+
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(
     finished_run, text_dir, tmp_path
 ):

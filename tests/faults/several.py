@@ -120,13 +120,15 @@ def restarted(scratch: Path, tries: int, seed: int) -> Outcome:
     for outcome in launch(whole, source, "none", 0, **changes):
         assert outcome.status == 0, outcome.err
     for i in range(tries):
-        directory, update = scratch / f"{i}", draw.randrange(6, 29)
+        directory, update = scratch / f"{i}", draw.randrange(11, 29)
         what = f"process {i % 2} killed at update {update}"
         killed = launch(directory, source, "SIGKILL", i % 2, update=update, **changes)
         again = launch(directory, source, "none", 0, **changes)
         statuses = [outcome.status for outcome in (killed[1 - i % 2], *again)]
         start = re.search(driver.STARTED, again[0].err)
-        if statuses != [7, 0, 0] or not start or start[1] == "0":
+        saved = max(map(int, re.findall(driver.SAVED, killed[0].err)), default=0)
+        # A save begins after the one before it has ended, so that of update 5 is there.
+        if statuses != [7, 0, 0] or not start or int(start[1]) < max(saved, 5):
             lost.append(f"{what}: statuses {statuses}: {again[0].err[-500:]}")
         else:
             found = driver.differences_of(directory / "run", whole / "run")
