@@ -7,6 +7,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import shlex
 import sys
 import tempfile
 import time
@@ -74,6 +75,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)
+    part = shlex.join(["python", "-m", "tests.faults.full", *options.lanes])
+    command = part if options.lanes else "make faults"
     begun, rows = time.monotonic(), []
     spawn = multiprocessing.get_context("spawn")
     cores, number_of_cores = spawn.Queue(), len(os.sched_getaffinity(0))
@@ -103,7 +106,7 @@ def main() -> None:
                 print(f"  {problem}", file=sys.stderr, flush=True)
             seconds = round(time.monotonic() - begun)
             if options.output:  # as far as it is: the rest takes most of an hour
-                where = machine.description("make faults")
+                where = machine.description(command)
                 table = {**where, "seconds": seconds, "rows": rows}
                 options.output.write_text(json.dumps(table, indent=2) + "\n")
     print(f"{seconds} s")
