@@ -33,7 +33,7 @@ _DESCRIPTIONS = {
     "commit_success.txt",
 }
 _DESCRIPTION_BYTES, _BYTES_PER_ARRAY = 1 << 20, 1 << 14
-_PIECE = 1 << 18  # bytes read at a time, which stay in the processor's cache
+_PIECE = 1 << 20  # bytes read at a time, which stay in the processor's cache
 # Threads that read, one more for as many bytes, as of few they cost more than they bring.
 _THREADS, _BYTES_PER_THREAD = 4, 1 << 28
 
@@ -249,9 +249,12 @@ def verify(checkpoint: Path, digests: Mapping[str, str]) -> None:
         buffer = memoryview(bytearray(_PIECE))
         for name, path in itertools.islice(paths.items(), thread, None, threads):
             found = xxhash.xxh3_128()
-            with open(path, "rb", buffering=0) as file:
-                while count := file.readinto(buffer):
+            file = os.open(path, os.O_RDONLY)  # open() takes as long as a small file
+            try:
+                while count := os.readv(file, [buffer]):
                     found.update(buffer[:count])
+            finally:
+                os.close(file)
             if found.hexdigest() != digests[name]:
                 raise CheckpointError(f"{name} is damaged: its digest is not the manifest's")
 
