@@ -37,15 +37,12 @@ from megabyte_jax.data.corpus import Corpus
 RESULTS = Path(__file__).parent / "results" / "modalities.json"
 _IMAGENET = {"data.image.resize": "box"}
 _RASTER = {"data.image.scan": "raster"}
-# As much as 20 minutes of a core allow where that is needed, and less where it is not.
-_BOOKS, _CODE = {"train.num_bytes": 5_600_000}, {"train.num_bytes": 16_500_000}
-# Two epochs; of files of 3 kB a sequence of 1,024 bytes would hold a third.
-_MIDI = {"model.seq_len": 2048, "train.batch_size": 1, "train.num_bytes": 5_600_000}
+_MIDI = {"train.num_bytes": 5_600_000}  # two epochs
 
 # Set -> archive, its folder, config, other keys.
 SETS: dict[str, tuple[str, str, ConfigDict, dict[str, Any]]] = {
-    "books": ("pg19_subset.tar.xz", "pg19_subset", pg19.get_config("tiny"), _BOOKS),
-    "code": ("code_permissive.tar.xz", "code_permissive", code.get_config("tiny"), _CODE),
+    "books": ("pg19_subset.tar.xz", "pg19_subset", pg19.get_config("tiny"), {}),
+    "code": ("code_permissive.tar.xz", "code_permissive", code.get_config("tiny"), {}),
     "latex": ("latex_open.tar.xz", "latex_open", arxiv.get_config("tiny"), {}),
     "midi": ("nottingham_midi.tar.xz", "nottingham_midi", text.get_config("tiny"), _MIDI),
     "imagenet64": (
