@@ -8,9 +8,8 @@ data are train, valid and test of a directory, with a file per document, or of a
 
 SIZE is one of the paper's (`megabyte_jax.models.presets`, those without the name of another task),
 or one of ours: `small`, 63 million parameters of the modern block for one GPU of 16 GB, and `tiny`
-for a CPU. The patches of `tiny` are long and its local model does most of the work: what repeats
-within two patches is then copied byte by byte, which so few bytes of training teach no model of
-patches.
+for a CPU. The patches of `tiny` are long and its local model does most of the work, so that a few
+million bytes of training suffice for it to copy, byte by byte, what repeats within two patches.
 
 Where the paper is silent: documents are packed without a separator, `data.separator` sets one; no
 byte marks where one begins; r, the reach of cross-patch attention, is the whole previous patch.
